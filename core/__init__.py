@@ -1,0 +1,1 @@
+"""The words every room speaks: records, token batches, MaxSim, configuration, files, distribution."""

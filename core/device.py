@@ -1,0 +1,32 @@
+"""Device and precision, chosen once and said with the reason."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from core import distributed
+from core.errors import UserError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" takes CUDA, then MPS, then CPU. A named device that is absent is an error."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", distributed.local_rank())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device '{name}' is not available here; use device=cpu or device=auto.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' is not available here; use device=cpu or device=auto.")
+    if name == "cuda":
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """fp32: no autocast; bf16: autocast on the device; fp16 is not offered for training (it needs loss scaling)."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,104 @@
+"""Processes: one or many, the same code. gloo on CPU, nccl on CUDA."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from core.tokens import TokenBatch
+
+
+def init() -> None:
+    """Join the process group when torchrun started this process; otherwise do nothing."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(local_rank())
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+
+
+def close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mean(value: float) -> float:
+    """Average of a number over the processes."""
+    if world() == 1:
+        return value
+    device = f"cuda:{local_rank()}" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return float(tensor / world())
+
+
+def gather_objects(value: object) -> list:
+    """One Python object per process, in rank order."""
+    if world() == 1:
+        return [value]
+    out: list = [None] * world()
+    dist.all_gather_object(out, value)
+    return out
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather along dim 0 whose backward sums every process's gradient for the local slice.
+
+    With the loss summed over processes this is the true gradient, also through other processes' losses.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.size = tensor.shape[0]
+        parts = [torch.empty_like(tensor) for _ in range(world())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        start = rank() * ctx.size
+        return grad[start : start + ctx.size]
+
+
+def gather_tokens(batch: TokenBatch) -> TokenBatch:
+    """Concatenate a TokenBatch over the processes in rank order, gradients flowing back to every owner.
+
+    Row counts T may differ between processes (padded to the longest); batch sizes B must be equal.
+    """
+    if world() == 1:
+        return batch
+    longest = torch.tensor(batch.mask.shape[1], device=batch.embeddings.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    gap = int(longest) - batch.mask.shape[1]
+    emb = torch.nn.functional.pad(batch.embeddings, (0, 0, 0, gap))
+    mask = torch.nn.functional.pad(batch.mask, (0, gap)).to(torch.uint8)
+    masks = [torch.empty_like(mask) for _ in range(world())]
+    dist.all_gather(masks, mask.contiguous())
+    return TokenBatch(_AllGather.apply(emb), torch.cat(masks).bool())
