@@ -1,0 +1,143 @@
+"""Checkpoint folders: safetensors, a JSON of the config, tower configs, tokenizer, provenance. Written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.config import check
+from core.errors import UserError
+from core.files import atomic_folder, read_json, write_json
+from models.keys.towers import canonical
+from models.towers.folders import assign, read_weights
+
+
+def weight_digest(*modules: nn.Module) -> str:
+    """16 hex digits over names, shapes and values of the modules' weights, in fp32."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def settle_fresh(missing: list[str], fresh: list[str], where: str) -> None:
+    """Every weight left at its initial value must be declared in ``model.fresh`` and nothing else may be.
+
+    missing: names at init. fresh: prefixes of names ("linear", "fusion") that the YAML declares.
+    """
+
+    def covers(prefix: str, name: str) -> bool:
+        return name.startswith(prefix) or f".{prefix}" in name
+
+    undeclared = [m for m in missing if not any(covers(f, m) for f in fresh)]
+    if undeclared:
+        shown = ", ".join(undeclared[:8]) + (f" and {len(undeclared) - 8} more" if len(undeclared) > 8 else "")
+        raise UserError(
+            f"{len(undeclared)} weights are not in '{where}' and would stay random: {shown}; give a checkpoint "
+            "that has them, or declare them in model.fresh if they are to be trained from scratch."
+        )
+    unused = [f for f in fresh if not any(covers(f, m) for m in missing)]
+    if unused:
+        raise UserError(
+            f"model.fresh names {unused}, but '{where}' contains these weights; remove them from model.fresh."
+        )
+
+
+def provenance(given: dict | None) -> dict:
+    """What made a checkpoint: the caller's facts (data, config, metrics) and the versions in use."""
+    import transformers
+
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {"written": datetime.now(timezone.utc).isoformat(timespec="seconds"), "versions": versions, **(given or {})}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+
+
+# ---- checkpoint folders
+#
+#   config.json            {"retriever": the model section, "format": 1}
+#   model.safetensors      every weight, towers under their hub names
+#   text/, vision/         tower config, tokenizer or image processor
+#   provenance.json        data, config, versions, metrics
+
+FORMAT = 1
+
+
+def save_retriever(retriever, path: str | Path, facts: dict | None) -> None:
+    """Write ``retriever`` as a checkpoint folder: whole, or not at all."""
+    with atomic_folder(path) as folder:
+        for name, (config, keepers) in retriever.tower_folders().items():
+            config.save_pretrained(folder / name)
+            for keeper in keepers:
+                keeper.save(folder / name)
+        save_tensors(folder / "model.safetensors", portable_state(retriever))
+        write_json(folder / "config.json", {"retriever": retriever.config.model_dump(), "format": FORMAT})
+        write_json(folder / "provenance.json", provenance(facts))
+
+
+def load_retriever(cls: type, path: str | Path):
+    """Read a checkpoint folder of the family ``cls``; every weight must be there, and nothing else."""
+    folder = Path(path)
+    raw = read_json(folder / "config.json", "checkpoint config")
+    section = raw.get("retriever")
+    expected = cls.Config.model_fields["name"].default
+    if section is None or section.get("name") != expected:
+        found = "an original system" if section is None else f"'{section.get('name')}'"
+        raise UserError(f"the checkpoint '{path}' belongs to {found}, not to '{expected}'; set model.name accordingly.")
+    retriever = cls.skeleton(check(cls.Config, section, "model"), folder)
+    load_portable(retriever, read_weights(folder), path)
+    return retriever.eval()
+
+
+def portable_state(retriever) -> dict[str, Tensor]:
+    """State dict with tower names in the hub's style, so that files outlive transformers' renamings."""
+    return {_portable(retriever, k): v for k, v in retriever.state_dict().items()}
+
+
+def load_portable(retriever, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Load a portable state dict strictly."""
+    names = {own: _portable(retriever, own) for own in retriever.state_dict()}
+    missing = assign(retriever, tensors, names)
+    extra = sorted(set(tensors) - set(names.values()))
+    if missing or extra:
+        raise UserError(
+            f"the checkpoint '{path}' does not fit its config: missing {missing[:5]}, not understood {extra[:5]}; "
+            "it was damaged or changed by hand, use another one."
+        )
+
+
+def _portable(retriever, name: str) -> str:
+    for tower, (config, _) in retriever.tower_folders().items():
+        prefix = f"{tower}.trunk."
+        if name.startswith(prefix):
+            return prefix + canonical(config.model_type, name[len(prefix) :])
+    return name
+
+
+def tower_config(folder: Path):
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
+def has_pooler(folder: Path) -> bool:
+    """Whether the checkpoint above ``folder`` stores the text trunk's pooler."""
+    from safetensors import safe_open
+
+    with safe_open(folder.parent / "model.safetensors", "pt") as handle:
+        return any(k.startswith("text.trunk.pooler.") for k in handle.keys())  # noqa: SIM118 (not a dict)

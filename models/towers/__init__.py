@@ -1,0 +1,1 @@
+"""Pretrained text and vision towers behind one interface each."""

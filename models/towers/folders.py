@@ -1,0 +1,97 @@
+"""Where pretrained weights are: a local folder or a hub name, read tensor by tensor so that none gets lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import UserError
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def resolve(name: str, root: str | Path | None = None) -> Path:
+    """A local folder (relative names are tried under ``root`` first), else a snapshot of the hub repository."""
+    for candidate in ([Path(root) / name] if root is not None else []) + [Path(name)]:
+        if (candidate / "config.json").is_file():
+            return candidate
+    if Path(name).is_dir():
+        raise UserError(f"the folder '{name}' has no config.json; give a folder in the Hugging Face layout.")
+    if name.startswith((".", "/", "ckpts/")) or name.count("/") > 1:
+        raise UserError(
+            f"the model folder '{name}' does not exist; put the model there, or give a hub name such as "
+            "'colbert-ir/colbertv2.0' or 'openai/clip-vit-base-patch32'."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        if not any((folder / f).is_file() for f in WEIGHT_FILES):
+            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin*"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise UserError(
+            f"the model '{name}' is neither a local folder nor reachable on the hub ({reason}); "
+            "download it on a machine with a connection and give its folder."
+        ) from None
+    return folder
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder: safetensors preferred, sharded or not, else pickled weights (weights only)."""
+    from core.files import read_json
+
+    if (folder / "model.safetensors").is_file():
+        return _safetensors(folder / "model.safetensors")
+    if (folder / "model.safetensors.index.json").is_file():
+        files = sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))
+        return {k: v for f in files for k, v in _safetensors(folder / f).items()}
+    if (folder / "pytorch_model.bin").is_file():
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    if (folder / "pytorch_model.bin.index.json").is_file():
+        files = sorted(set(read_json(folder / "pytorch_model.bin.index.json")["weight_map"].values()))
+        parts = [torch.load(folder / f, map_location="cpu", weights_only=True) for f in files]
+        return {k: v for part in parts for k, v in part.items()}
+    raise UserError(f"the model folder '{folder}' holds no weights ({' or '.join(WEIGHT_FILES)}); download it again.")
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the weights '{path}' cannot be read ({error}); download or convert them again.") from None
+
+
+def assign(module: nn.Module, tensors: dict[str, Tensor], names: dict[str, str]) -> list[str]:
+    """Copy ``tensors[names[k]]`` into the module's entry ``k``; returns the entries that got nothing.
+
+    A shape that does not fit is an error naming both shapes.
+    """
+    state = module.state_dict()
+    missing = []
+    with torch.no_grad():
+        for own, tensor in state.items():
+            source = names.get(own)
+            if source is None or source not in tensors:
+                missing.append(own)
+                continue
+            value = tensors[source]
+            if value.shape != tensor.shape:
+                raise UserError(
+                    f"weight '{source}' is {tuple(value.shape)} in the checkpoint but {tuple(tensor.shape)} in the "
+                    "configured model; the checkpoint belongs to another configuration."
+                )
+            tensor.copy_(value)
+    return missing

@@ -1,0 +1,114 @@
+"""From an ImageRef to pixels. Every way an image can be bad is one clear sentence; there is no silent zero image."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from core.errors import UserError
+from core.records import ImageRef
+from core.visual import VisualBatch
+
+
+def read_bytes(ref: ImageRef) -> bytes:
+    """The encoded image. ``path`` files, ``data``, or one base64 line of a TSV."""
+    if ref.data is not None:
+        return ref.data
+    try:
+        if ref.path is not None:
+            return Path(ref.path).read_bytes()
+        name, offset = ref.tsv
+        with open(name, "rb") as handle:
+            handle.seek(offset)
+            return base64.b64decode(handle.readline().rstrip(b"\r\n").split(b"\t")[-1], validate=True)
+    except FileNotFoundError as error:
+        raise UserError(f"image '{ref.id}' is missing: no file '{error.filename}'; check the image folder.") from None
+    except IsADirectoryError as error:
+        raise UserError(f"image '{ref.id}' is the folder '{error.filename}'; give an image file.") from None
+    except binascii.Error as error:
+        raise UserError(
+            f"image '{ref.id}' is not valid base64 in '{ref.tsv[0]}' ({error}); check the offset."
+        ) from None
+
+
+def decode(ref: ImageRef, data: bytes | None = None) -> Image.Image:
+    """An RGB PIL image, upright (EXIF), cropped to ``ref.box``.
+
+    CMYK and palette images are converted, transparency is laid on white, 16-bit grey is scaled to 8 bits, the first
+    frame of an animation is taken. A truncated or unreadable file is an error that names the image.
+    """
+    data = read_bytes(ref) if data is None else data
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.seek(0)
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        place = ref.path or ref.id
+        raise UserError(f"image '{ref.id}' cannot be decoded ({place}: {error}); replace or remove the file.") from None
+    image = ImageOps.exif_transpose(image)
+    image = _rgb(image)
+    if ref.box is not None:
+        left, top, right, bottom = ref.box
+        if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+            raise UserError(f"image '{ref.id}': box {ref.box} does not lie within {image.width}x{image.height} pixels.")
+        image = image.crop(ref.box)
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
+        return Image.fromarray((np.clip(values / top, 0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class PixelSource:
+    """A VisualSource that decodes images and runs a Hugging Face image processor (PIL-backed)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.processor = load_processor(folder)
+        self.fingerprint = {"kind": "pixels", "preprocessing": self.describe()}
+
+    def describe(self) -> dict:
+        """The processor's settings that change pixels."""
+        raw = self.processor.to_dict()
+        return {
+            k: v
+            for k, v in sorted(raw.items())
+            if k.startswith(("do_", "size", "crop", "image_", "resample", "resc")) and k != "image_processor_type"
+        }
+
+    def fetch(self, refs: Sequence[ImageRef]) -> VisualBatch:
+        return self.pixels([decode(ref) for ref in refs])
+
+    def pixels(self, images: Sequence[Image.Image]) -> VisualBatch:
+        out = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        return VisualBatch(pixels=torch.as_tensor(out, dtype=torch.float32))
+
+    def save(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder)
+
+
+def load_processor(folder: str | Path):
+    """The folder's image processor, always the PIL backend: the other needs torchvision."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no image processor in '{folder}' ({str(error).splitlines()[0]}); "
+            "the folder needs the model's preprocessor_config.json."
+        ) from None

@@ -1,0 +1,70 @@
+"""Text tower: a BERT-like trunk and a linear projection to the late-interaction space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from core.errors import UserError
+from models.keys.towers import match
+from models.towers.folders import assign, read_weights, resolve
+
+
+class TextTower(nn.Module):
+    """trunk(ids, mask) -> [B, L, h]; linear -> [B, L, dim], no bias (ColBERT)."""
+
+    def __init__(self, config, dim: int, pooler: bool = True) -> None:
+        """pooler: keep BERT's pooler. It feeds nothing, but the originals' files hold it and get it back."""
+        super().__init__()
+        from transformers import AutoModel
+
+        self.trunk = AutoModel.from_config(config).float()
+        self.linear = nn.Linear(config.hidden_size, dim, bias=False)
+        if not pooler:
+            self.trunk.pooler = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.trunk.config.hidden_size
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Trunk states [B, L, h] of ids [B, L]; ``mask`` [B, L] says which positions are attended."""
+        return self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def project(self, states: Tensor) -> Tensor:
+        """[B, L, h] -> [B, L, dim], not normalised."""
+        return self.linear(states.to(self.linear.weight.dtype))
+
+
+def load_text_tower(name: str, dim: int, root: str | Path | None = None) -> tuple[TextTower, list[str], Path]:
+    """Build from a ColBERT folder (``bert.*`` + ``linear.weight``) or a plain encoder; local folder or hub name.
+
+    Returns the tower, the weights left at their initial value, and the folder (for its tokenizer).
+    """
+    from transformers import AutoConfig
+
+    folder = resolve(name, root)
+    config = AutoConfig.from_pretrained(folder)
+    tensors = read_weights(folder)
+    prefix = trunk_prefix(tensors)
+    if "linear.weight" in tensors and tensors["linear.weight"].shape[0] != dim:
+        raise UserError(
+            f"model.dim is {dim} but '{name}' projects to {tensors['linear.weight'].shape[0]}; set model.dim to that."
+        )
+    tower = TextTower(config, dim)
+    names, _ = match(config.model_type, list(tower.trunk.state_dict()), list(tensors), prefix)
+    missing = [f"text.trunk.{k}" for k in assign(tower.trunk, tensors, names)]
+    missing += [f"text.linear.{k}" for k in assign(tower.linear, tensors, {"weight": "linear.weight"})]
+    if any(m.startswith("text.trunk.pooler.") for m in missing):
+        tower.trunk.pooler = None  # feeds nothing; a checkpoint without it is complete
+        missing = [m for m in missing if not m.startswith("text.trunk.pooler.")]
+    return tower, missing, folder
+
+
+def trunk_prefix(tensors: dict[str, Tensor]) -> str:
+    """ "bert." in ColBERT and task checkpoints, "" in plain ones."""
+    for prefix in ("bert.", "model.", ""):
+        if any(k.startswith(prefix + "embeddings.") for k in tensors):
+            return prefix
+    raise UserError("the text checkpoint has no '*embeddings.*' weights; give a BERT-like encoder folder.")
