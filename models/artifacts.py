@@ -106,12 +106,12 @@ def load_retriever(cls: type, path: str | Path):
 
 def portable_state(retriever) -> dict[str, Tensor]:
     """State dict with tower names in the hub's style, so that files outlive transformers' renamings."""
-    return {_portable(retriever, k): v for k, v in retriever.state_dict().items()}
+    return {portable_name(retriever, k): v for k, v in retriever.state_dict().items()}
 
 
 def load_portable(retriever, tensors: dict[str, Tensor], path: str | Path) -> None:
     """Load a portable state dict strictly."""
-    names = {own: _portable(retriever, own) for own in retriever.state_dict()}
+    names = {own: portable_name(retriever, own) for own in retriever.state_dict()}
     missing = assign(retriever, tensors, names)
     extra = sorted(set(tensors) - set(names.values()))
     if missing or extra:
@@ -121,7 +121,8 @@ def load_portable(retriever, tensors: dict[str, Tensor], path: str | Path) -> No
         )
 
 
-def _portable(retriever, name: str) -> str:
+def portable_name(retriever, name: str) -> str:
+    """The name a weight has in our files: tower weights keep the hub's names."""
     for tower, (config, _) in retriever.tower_folders().items():
         prefix = f"{tower}.trunk."
         if name.startswith(prefix):

@@ -183,7 +183,8 @@ class ColBERT(nn.Module):
             ids, mask = self.tokenizer.queries(texts, length)
             batch.tensors.update(ids=ids, mask=torch.ones_like(mask) if self.config.attend_to_mask_tokens else mask)
         if context is not None:
-            extra, extra_mask = self.tokenizer.contexts(context, self.options().doc_maxlen)
+            room = self.text.trunk.config.max_position_embeddings - self.options().query_maxlen
+            extra, extra_mask = self.tokenizer.contexts(context, room + 1)
             batch.tensors.update(
                 ids=torch.cat([batch["ids"], extra], 1), mask=torch.cat([batch["mask"], extra_mask], 1)
             )

@@ -134,15 +134,18 @@ def _renamed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return {k: v.float() for k, v in named.items()}
 
 
+def training_stage(pretraining: bool, training: bool) -> mire.Stage:
+    """How the original treats a training batch, while training or validating on it.
+
+    Phase A divides by 0.3 in both; phase B's 0.8 follows BERT's training flag, so it validates at 1.0.
+    """
+    name = "pretrain" if pretraining else "train" if training else "eval"
+    rows = ["global", "pooled"] if pretraining else ["global", "pooled", "text"]
+    return mire.Stage(**PHASES[pretraining], rows=rows, temperature=mire.TEMPERATURES[name])
+
+
 def _mire_config(block: dict, facts: dict, tensors: dict[str, Tensor]) -> mire.Config:
     pretraining = bool(block.get("pretraining", False))
-    training = mire.Stage(
-        **PHASES[pretraining],
-        rows=["global", "pooled"] if pretraining else ["global", "pooled", "text"],
-        temperature=mire.TEMPERATURES["pretrain" if pretraining else "train"],
-    )
-    # The original validates at temperature 0.3 in phase A and, because BERT is then in eval mode, at 1.0 in phase B.
-    valid = training.model_copy(update={"temperature": mire.TEMPERATURES["pretrain" if pretraining else "eval"]})
     linear = tensors.get("text.linear.weight")
     return mire.Config(
         text_tower=block.get("colbert_checkpoint", "ckpts/colbertv2.0"),
@@ -152,8 +155,8 @@ def _mire_config(block: dict, facts: dict, tensors: dict[str, Tensor]) -> mire.C
         num_heads=block["num_heads"],
         mask_policy="legacy",
         frozen=["vision", "text", "linear"] if pretraining else ["vision"],
-        train=training,
-        valid=valid,
+        train=training_stage(pretraining, True),
+        valid=training_stage(pretraining, False),
         # Indexes of the original keep punctuation although training drops it.
         eval=mire.Stage(**INFERENCE, mask_punctuation=False),
         **_markers(facts),

@@ -1,0 +1,74 @@
+"""Contrastive losses as pure functions of TokenBatches (ColBERTv2, Santhanam et al. 2022; MIRe, Ju et al. 2025)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from core.errors import UserError
+from core.maxsim import maxsim, maxsim_pairs
+from core.tokens import TokenBatch
+
+
+def contrastive(
+    queries: TokenBatch,
+    documents: TokenBatch,
+    nways: int = 1,
+    temperature: float = 1.0,
+    in_batch: bool = True,
+    same: Tensor | None = None,
+    teacher: Tensor | None = None,
+    alpha: float = 1.0,
+    offset: int = 0,
+) -> dict[str, Tensor]:
+    """First term + in-batch term, as ColBERT and MIRe minimise them.
+
+    queries: B. documents: W * B * nways, nways consecutive per query, positive first; ``offset`` is the row of the
+    first own document when the documents of several processes were gathered. First term: cross-entropy of each query
+    over its own nways documents (zero when nways is 1), or with ``teacher`` [B, nways] the KL divergence between
+    log-softmaxed scores and teacher scores times ``alpha``. In-batch term: cross-entropy over the own positive and
+    all documents of the other queries, own hard negatives left out. Scores are divided by ``temperature``.
+    ``same`` [B, W * B * nways] bool marks false negatives, which leave the in-batch denominator.
+
+    Returns "loss" [], "scores" [B, nways] (own, divided by the temperature), "in_batch" [], "all" [B, W * B * nways].
+    """
+    b, n = len(queries), len(documents)
+    if n % nways or n < b * nways:
+        raise UserError(f"{n} documents do not make {nways} per query for {b} queries; check nways.")
+    own = torch.arange(b, device=queries.embeddings.device) * nways + offset
+    if in_batch:
+        everything = maxsim(queries, documents) / temperature
+        columns = own[:, None] + torch.arange(nways, device=own.device)
+        scores = everything.gather(1, columns)
+    else:
+        everything = None
+        scores = maxsim_pairs(queries, documents.select(slice(offset, offset + b * nways))) / temperature
+    if teacher is not None:
+        target = (teacher.to(scores) * alpha).log_softmax(-1)
+        loss = kl_div(scores.log_softmax(-1), target, reduction="batchmean", log_target=True)
+    elif nways > 1:
+        loss = cross_entropy(scores, torch.zeros_like(own))
+    else:
+        loss = scores.sum() * 0.0
+    out = {"scores": scores}
+    if in_batch:
+        leave = torch.zeros_like(everything, dtype=torch.bool) if same is None else same.clone()
+        leave.scatter_(1, columns, True)
+        leave.scatter_(1, own[:, None], False)
+        out["in_batch"] = cross_entropy(everything.masked_fill(leave, torch.finfo(everything.dtype).min), own)
+        out["all"] = everything
+        loss = loss + out["in_batch"]
+    out["loss"] = loss
+    return out
+
+
+def query_accuracy(scores: Tensor, own: Tensor | None = None) -> Tensor:
+    """Share of queries whose own document scores highest. scores [B, N]; own [B], the diagonal by default."""
+    target = torch.arange(len(scores), device=scores.device) if own is None else own
+    return (scores.argmax(1) == target).float().mean()
+
+
+def document_accuracy(scores: Tensor) -> Tensor:
+    """The original's "in-batch accuracy": for each document the best query. scores [B, B]."""
+    return (scores.argmax(0) == torch.arange(scores.shape[1], device=scores.device)).float().mean()
