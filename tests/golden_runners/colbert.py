@@ -6,7 +6,6 @@ import string
 
 import torch
 from torch import Tensor
-from training.losses import contrastive
 
 from core.batch import Batch
 from core.maxsim import maxsim, maxsim_packed, maxsim_pairs
@@ -16,6 +15,7 @@ from models.colbert import ColBERT
 from models.keys.mire import COLBERT_PREFIXES, to_theirs
 from tests.golden_case import Case
 from tests.golden_runners.common import kind
+from training.losses import contrastive
 
 
 def run(case: Case) -> None:
@@ -91,17 +91,17 @@ def _documents(case: Case, model: ColBERT) -> dict[str, Tensor]:
 
 def _index(case: Case) -> None:
     """Vectors and exact scores of the index on disk. Ranked search over it is the index room's own golden test."""
-    from index.colbert_ai import ColbertAiIndex
+    from index.colbert_ai import ColbertAIIndex
 
-    index = ColbertAiIndex(case.path / "index")
+    index = ColbertAIIndex(case.path / "index")
     case.tensor("doclens", index.doclens, "exact")
     scores = torch.stack([index.exact_scores(q) for q in case.expected["query_emb"]])
     case.tensor("index_exact_scores", scores, "score")
     pids = case.lists["decompressed_5docs_pids"]
-    raw = [index.vectors(pid, normalise=False) for pid in pids]
+    raw = [index.decompress([pid], normalise=False) for pid in pids]
     case.json("decompressed_5docs_lens", [len(r) for r in raw])
     case.tensor("decompressed_raw_5docs", torch.cat(raw), "embedding")
-    case.tensor("decompressed_5docs", torch.cat([index.vectors(pid) for pid in pids]), "embedding")
+    case.tensor("decompressed_5docs", index.decompress(pids), "embedding")
     case.aside("json:decompressed_5docs_pids", "says which passages the decompressed rows are")
     case.aside("json:search/*", "ranked search over a foreign index: still to come with the index engine")
 

@@ -6,7 +6,6 @@ import json
 
 import torch
 from torch import Tensor
-from training.losses import contrastive, document_accuracy
 
 from core import foreign
 from core.batch import Batch
@@ -19,6 +18,7 @@ from models.keys.mire import to_theirs
 from models.mire import MIRe
 from tests.golden_case import Case
 from tests.golden_runners.common import kind, parse_loss
+from training.losses import contrastive, document_accuracy
 
 
 def run(case: Case) -> None:

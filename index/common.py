@@ -1,0 +1,126 @@
+"""What every index shares: checks of queries, k and allowed ids, and rankings whose ties are decided by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.errors import UserError
+from core.protocols import Ranking
+from core.tokens import TokenBatch
+
+NO_VECTORS = torch.finfo(torch.float32).min
+"""Score of a document without any vector: below every other, and unlike -inf it can be written as JSON."""
+
+NOT_RANKED = torch.iinfo(torch.int64).min
+"""Key (see ``rank_keys``) of a document that must not appear in a ranking."""
+
+Allowed = AbstractSet[str] | Sequence[AbstractSet[str]] | None
+
+
+def check_queries(queries: TokenBatch, dim: int, device: torch.device | str) -> Tensor:
+    """queries [B, T, D] -> [B, T, D] float32 on ``device``, rows that do not count set to zero (so they add 0).
+
+    UserError when D is not ``dim``, when a query has no unmasked row, and when an unmasked row is NaN or infinite.
+    """
+    if queries.dim != dim:
+        raise UserError(
+            f"the queries have {queries.dim} dimensions and the index has {dim}; "
+            "encode them with the checkpoint that built the index, or build the index again with this one."
+        )
+    mask = queries.mask.to(device)
+    emb = queries.embeddings.detach().to(device, torch.float32).masked_fill(~mask[..., None], 0.0)
+    empty = torch.nonzero(~mask.any(1)).flatten().tolist()
+    if empty:
+        raise UserError(f"query {empty[0]} of the batch has no unmasked row; drop it or check its mask.")
+    bad = torch.nonzero(~torch.isfinite(emb).all(-1)).tolist()
+    if bad:
+        raise UserError(f"query {bad[0][0]} of the batch holds NaN or infinity in row {bad[0][1]}; check the encoder.")
+    return emb
+
+
+def check_k(k: int, documents: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise UserError(f"k={k!r} is not a positive integer; ask for k=1 or more.")
+    if k > documents:
+        raise UserError(f"k={k} is more than the {documents} documents of the index; ask for k={documents} or less.")
+
+
+def allowed_positions(allowed: Allowed, batch: int, where: Mapping[str, int]) -> list[np.ndarray | None]:
+    """One ascending int64 array of positions per query, None for "all documents".
+
+    allowed: None, one set of ids for all queries, or a sequence with one set per query. where: id -> position.
+    """
+    if allowed is None:
+        return [None] * batch
+    if isinstance(allowed, AbstractSet):
+        return [_positions(allowed, where)] * batch
+    if isinstance(allowed, str) or not all(isinstance(one, AbstractSet) for one in allowed):
+        raise UserError(f"allowed_ids is a {type(allowed).__name__} without sets; give a set, or one set per query.")
+    if len(allowed) != batch:
+        raise UserError(f"allowed_ids has {len(allowed)} sets for {batch} queries; give one set, or one per query.")
+    return [_positions(one, where) for one in allowed]
+
+
+def _positions(ids: AbstractSet[str], where: Mapping[str, int]) -> np.ndarray:
+    try:
+        return np.sort(np.fromiter((where[i] for i in ids), dtype=np.int64, count=len(ids)))
+    except KeyError as error:
+        raise UserError(
+            f"allowed id {error.args[0]!r} is not in the index ({len(where)} documents); take it out of allowed_ids."
+        ) from None
+
+
+def check_encoder(path: Any, found: dict, wanted: dict) -> None:
+    """Raise when an index was built by another encoder, naming every field that differs (dotted paths)."""
+    a, b = dict(_flat(found)), dict(_flat(wanted))
+    differing = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+    if differing:
+        lines = "; ".join(f"{k}: index {a.get(k)!r}, now {b.get(k)!r}" for k in differing)
+        raise UserError(
+            f"the index '{path}' was built by another checkpoint ({lines}); "
+            "search with the checkpoint that built it, or build the index again with this one."
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        return [(prefix[:-1], list(value) if isinstance(value, tuple) else value)]
+    return [pair for key, item in value.items() for pair in _flat(item, f"{prefix}{key}.")]
+
+
+def rank_keys(scores: Tensor, positions: Tensor) -> Tensor:
+    """scores [..., n] float32, positions [n] int64 below 2^32 -> [..., n] int64 keys, all different.
+
+    A larger key is a higher score, or the same score at a lower position. So ``topk`` of keys decides ties the same
+    way on every device, in every chunking, which ``topk`` of scores does not.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats order backwards as integers
+    return (ordered.to(torch.int64) << 32) | (0xFFFFFFFF - positions)
+
+
+def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of ``rank_keys``: scores float32 and positions int64."""
+    ordered = (keys >> 32).to(torch.int32)
+    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return scores, 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def best_keys(keys: Tensor, k: int) -> Tensor:
+    """keys [..., n] -> the min(k, n) largest, descending."""
+    return keys.topk(min(k, keys.shape[-1]), dim=-1).values
+
+
+def rankings(keys: Sequence[Tensor] | Tensor, ids: Sequence[str]) -> list[Ranking]:
+    """One Ranking per row of descending keys; NOT_RANKED entries are left out."""
+    out = []
+    for row in keys:
+        scores, positions = split_keys(row[row != NOT_RANKED].cpu())
+        out.append(Ranking(tuple(ids[p] for p in positions.tolist()), tuple(scores.tolist())))
+    return out

@@ -1,0 +1,111 @@
+"""What several commands do: options they share, opening a retriever, encoding a corpus."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+
+
+def parser(doc: str, prog: str, config: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options every command has. Importing this module imports no torch."""
+    made = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if config:
+        made.add_argument("--config_path", metavar="YAML", help="the run's YAML, e.g. cfgs/flagfacts_mire.yaml")
+        made.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single keys of the YAML")
+    made.add_argument("--limit", type=int, metavar="N", help="use only the first N records, for trying things out")
+    return made
+
+
+def seconds(value: float) -> str:
+    """85.3 -> "1 min 25 s"."""
+    return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def open_retriever(path: str | Path, device: Any = "cpu"):
+    """A retriever in eval stage from our checkpoint folder, a run's folder, an original .pth, or a ColBERT folder."""
+    import models
+    from core.files import read_json
+    from models.originals import load_original
+
+    path = Path(path)
+    if (path / "checkpoints").is_dir():
+        path = best_checkpoint(path)
+    if path.is_dir() and "retriever" in (read_json(path / "config.json") if (path / "config.json").is_file() else {}):
+        retriever = models.from_pretrained(path)
+    else:
+        retriever = load_original(path)
+    retriever.eval()
+    return retriever.to(device)
+
+
+def best_checkpoint(out: Path) -> Path:
+    """The weights folder of a run: the best by validation when there is one, else the latest."""
+    from training.checkpoint import weights_folder
+
+    return weights_folder(out)
+
+
+def visual_source(retriever, cache: str | None):
+    """The stored features when the run has a cache, else None (the retriever decodes images itself)."""
+    if cache is None or not hasattr(retriever, "visual_spec"):
+        return None
+    from core.store import Store
+    from core.visual import StoredVisual
+
+    return StoredVisual(Store(cache, expect=retriever.visual_spec(_stored_dtype(cache))))
+
+
+def _stored_dtype(cache: str) -> str:
+    from core.files import read_json
+
+    spec = Path(cache) / "spec.json"
+    return read_json(spec)["dtype"] if spec.is_file() else "float16"
+
+
+def encode_corpus(retriever, documents: Sequence, batch_size: int, visual=None, states=None, skip: int = 0) -> Iterator:
+    """(id, [n, dim] float32 array) per document, in order. The first ``skip`` documents come with None.
+
+    Documents are encoded in windows, sorted by length within each: little padding, and a bounded memory.
+    """
+    import torch
+
+    device = next(retriever.parameters()).device
+    for document in documents[:skip]:
+        yield document.id, None
+    window = batch_size * 32
+    for start in range(skip, len(documents), window):
+        part = documents[start : start + window]
+        order = sorted(range(len(part)), key=lambda i: len(part[i].text))
+        out: list = [None] * len(part)
+        for s in range(0, len(order), batch_size):
+            rows = order[s : s + batch_size]
+            with torch.inference_mode():
+                batch = retriever.collate_documents([part[i] for i in rows], visual, states).to(device)
+                tokens = retriever.encode_documents(batch)
+            for i, vectors in zip(rows, tokens.unpad()):
+                out[i] = vectors.float().cpu().numpy()
+        yield from ((d.id, v) for d, v in zip(part, out))
+
+
+def query_encoder(retriever, visual=None, states=None):
+    """A function from queries to a TokenBatch, at the retriever's present stage."""
+    import torch
+
+    device = next(retriever.parameters()).device
+
+    def encode(queries):
+        with torch.inference_mode():
+            return retriever.encode_queries(retriever.collate_queries(queries, visual, states).to(device))
+
+    return encode
+
+
+def need(value: Any, message: str) -> Any:
+    """``value``, or one clear sentence when it was not given."""
+    if value is None:
+        raise UserError(message)
+    return value

@@ -1,0 +1,106 @@
+"""Judge a trained retriever on a data set's test splits, and print one table.
+
+  python -m runs.evaluate_retrieval --config_path cfgs/flagfacts_mire.yaml
+
+Writes <run.out>/report.json, and per split and kind a TREC run file and a per-query jsonl under <run.out>/runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from core.cli import dead_flag, main
+from core.errors import UserError
+from runs.common import open_retriever, parser, query_encoder, visual_source
+
+
+def arguments():
+    made = parser(__doc__, "python -m runs.evaluate_retrieval")
+    made.add_argument("--checkpoint", help="checkpoint folder, run folder, .pth or ColBERT folder (default <run.out>)")
+    made.add_argument("--index", help="index folder (default index.path or <run.out>/index)")
+    made.add_argument("--device", default=None, help="auto, cpu, cuda, mps")
+    made.add_argument("--reuse", action="store_true", help="keep a report of the same weights, index and settings")
+    legacy = made.add_argument_group("flags of the original command")
+    legacy.add_argument("--colbert_ckpt", help="ColBERT folder or hub name: the text-only baseline")
+    legacy.add_argument("--mire_ckpt", help="MIRe .pth or checkpoint folder")
+    legacy.add_argument("--index_name", help="<experiment>.nbits=<b>, as run_indexer --exp_name wrote it")
+    legacy.add_argument("--anno_file", help="queries of the data set")
+    legacy.add_argument("--all_blocks_file", help="passages file of the data set")
+    legacy.add_argument("--save_path", help="JSON with the original's metric names (P@1, MRR, P@5, R@5, ...)")
+    legacy.add_argument("--image_dir", help="folder that the queries' images are relative to")
+    legacy.add_argument("--save_pairs", action="store_true", help="also write the top 5 passages of every query")
+    legacy.add_argument("--dataset_name", help="data set of --anno_file; vid2r is here, the others are still to come")
+    legacy.add_argument("--use_instruction", action="store_true", default=None, help="accepted, without effect yet")
+    return made
+
+
+def run(argv: Sequence[str]) -> None:
+    args = arguments().parse_args(argv)
+    dead_flag("--use_instruction", args.use_instruction, "the data sets here carry no instructions")
+    if not args.config_path:
+        from runs.original_evaluation import evaluate_original
+
+        return evaluate_original(args)
+    import dataset
+    from core.device import pick_device
+    from core.files import atomic_file, fingerprint, write_json
+    from evaluation.report import table
+    from models.artifacts import weight_digest
+    from runs.settings import index_module, load
+
+    cfg = load(args.config_path, args.overrides, args.limit)
+    out = Path(cfg.run.out)
+    retriever = open_retriever(args.checkpoint or args.mire_ckpt or out, pick_device(args.device or cfg.run.device))
+    path = args.index or cfg.index.path or out / "index"
+    index = index_module(cfg.index.name).Index.open(path, encoder=retriever.identity())
+    key = fingerprint(
+        [weight_digest(retriever), index.manifest, cfg.data.model_dump(), cfg.eval.model_dump(), cfg.index.model_dump()]
+    )
+    if args.reuse and (out / "report.key").is_file() and (out / "report.key").read_text() == key:
+        print(f"report was complete: '{out / 'report.json'}'")
+        return
+    data = dataset.build(cfg.data)
+    encode = query_encoder(retriever, visual_source(retriever, cfg.visual.cache))
+    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
+    report: dict = {}
+    for split in cfg.eval.splits or data.test_splits:
+        report[split] = {}
+        for kind, queries in kinds(cfg.data.modality, cfg.eval.ablations, data.queries(split)):
+            where = out / "runs" / f"{split}.{kind.replace(' ', '_').replace(',', '')}"
+            report[split][kind] = judged(encode, index, queries, data.qrels(split), cfg.eval, effort, where)
+    write_json(out / "report.json", report)
+    with atomic_file(out / "report.key", "w") as handle:
+        handle.write(key)
+    print(table(report))
+    print(f"report: '{out / 'report.json'}', runs and per-query results: '{out / 'runs'}'")
+
+
+def kinds(modality: str, ablations: Sequence[str], queries: Sequence) -> list[tuple[str, list]]:
+    """(kind, queries): the run's own modality, and the same queries with one modality taken away."""
+    found = [(modality, list(queries))]
+    for ablation in ablations:
+        if modality != "image+question":
+            raise UserError(f"eval.ablations asks for '{ablation}' but data.modality is '{modality}'; empty the list.")
+        empty = {"images": ()} if ablation == "no image" else {"text": ""}
+        found.append((f"{modality}, {ablation}", [replace(q, **empty) for q in queries]))
+    return found
+
+
+def judged(encode, index, queries, qrels, settings, effort: dict, where: Path) -> dict:
+    """Search, judge, write the run and the per-query file; returns one row of the report."""
+    from evaluation.files import write_per_query, write_run
+    from evaluation.loop import run as search_all
+    from evaluation.metrics import evaluate
+    from evaluation.report import entry
+
+    rankings, milliseconds = search_all(encode, index, queries, settings.k, settings.batch_size, **effort)
+    scores = evaluate(rankings, qrels, settings.metrics)
+    write_run(where.with_name(where.name + ".trec"), rankings, tag=where.parent.parent.name)
+    write_per_query(where.with_name(where.name + ".jsonl"), scores, rankings)
+    return entry(scores, milliseconds)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,59 @@
+"""Search a trained run's index with a question, an image, or both.
+
+python -m runs.search "What is the climate like here?" --image flag.png --run experiments/flagfacts_mire
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.cli import main
+from core.errors import UserError
+from runs.common import open_retriever, parser, query_encoder
+
+
+def arguments():
+    made = parser(__doc__, "python -m runs.search", config=False)
+    made.add_argument("question", nargs="?", default="", help="the question; may be left out when --image is given")
+    made.add_argument("--image", help="image file")
+    made.add_argument(
+        "--run", default="experiments/quickstart/image+question", help="folder of a run (config, checkpoints, index)"
+    )
+    made.add_argument("--checkpoint", help="another checkpoint than the run's best")
+    made.add_argument("--index", help="another index folder than the run's")
+    made.add_argument("-k", type=int, default=5, help="how many passages (default 5)")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    return made
+
+
+def run(argv: Sequence[str]) -> None:
+    args = arguments().parse_args(argv)
+    if not args.question.strip() and not args.image:
+        raise UserError("the query is empty; give a question, an --image, or both.")
+    import dataset
+    from core.device import pick_device
+    from core.records import ImageRef, Query
+    from runs.settings import index_module, load
+
+    config = Path(args.run) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"'{args.run}' is not a run's folder (no config.yaml); train one first: see README.")
+    cfg = load(str(config))
+    images = (ImageRef("query", path=args.image),) if args.image else ()
+    query = Query("query", args.question, images)
+    retriever = open_retriever(args.checkpoint or args.run, pick_device(args.device))
+    path = args.index or cfg.index.path or Path(args.run) / "index"
+    index = index_module(cfg.index.name).Index.open(path, encoder=retriever.identity())
+    tokens = query_encoder(retriever)([query])
+    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
+    ranking = index.search(tokens, args.k, **effort)[0]
+    texts = {d.id: d.text for d in dataset.build(cfg.data).corpus()}
+    for rank, (id_, score) in enumerate(zip(ranking.ids, ranking.scores), 1):
+        print(f"{rank:2d}  {score:7.3f}  {id_}")
+        print(textwrap.indent(textwrap.fill(textwrap.shorten(texts.get(id_, ""), 300), 100), "      "))
+
+
+if __name__ == "__main__":
+    main(run)

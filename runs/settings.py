@@ -1,0 +1,105 @@
+"""The sections of a run's YAML that belong to no room, and the whole schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from core.config import Schema, Strict, load_yaml, validate
+from core.errors import UserError
+
+
+class Run(Strict):
+    """out: folder of everything the run makes. device: auto, cpu, cuda, cuda:N or mps. init: checkpoint whose weights
+    training starts from (phase B starts from phase A's), ours or an original .pth; null starts from the towers."""
+
+    out: str = "experiments/run"
+    init: str | None = None
+    device: str = "auto"
+
+
+class Visual(Strict):
+    """cache: folder of the stored visual features; null decodes images and runs the tower in every step.
+
+    batch_size: images per tower call. on_error: what a missing or broken image does while the cache is built;
+    "fatal" stops with its name, "skip" lists it and leaves it out (a query that shows it is then an error).
+    """
+
+    cache: str | None = None
+    batch_size: int = Field(32, ge=1)
+    dtype: Literal["float16", "float32"] = "float16"
+    on_error: Literal["fatal", "skip"] = "fatal"
+
+
+class IndexSection(Strict):
+    """name: module of index/. path: folder, by default <run.out>/index. options: passed to its build.
+
+    effort: how hard a search looks, for indexes that have a choice. batch_size: passages per encoder call.
+    """
+
+    name: str = "plaid"
+    path: str | None = None
+    batch_size: int = Field(64, ge=1)
+    effort: Literal["fast", "balanced", "exhaustive"] | None = None
+    options: dict[str, Any] = {}
+
+
+class Eval(Strict):
+    """splits: null means the data set's test splits. ablations: the same model with one modality taken away.
+
+    valid_queries, valid_documents: how many queries of the validation split, and how many passages (their answers
+    first), the retrieval that validates during training uses.
+    """
+
+    splits: list[str] | None = None
+    valid_queries: int = Field(256, ge=1)
+    valid_documents: int = Field(20_000, ge=1)
+    k: int = Field(10, ge=1)
+    metrics: list[str] = ["Success@1", "Success@5", "Success@10", "MRR@10", "nDCG@10"]
+    ablations: list[Literal["no image", "no question"]] = []
+    batch_size: int = Field(32, ge=1)
+
+
+def index_module(name: str):
+    """``index/<name>.py``."""
+    import importlib
+    import pkgutil
+
+    import index
+
+    known = sorted(m.name for m in pkgutil.iter_modules(index.__path__))
+    module = importlib.import_module(f"index.{name}") if name in known else None
+    if module is None or not hasattr(module, "Index"):
+        found = [n for n in known if hasattr(importlib.import_module(f"index.{n}"), "Index")]
+        raise UserError(f"index.name is '{name}'; known indexes are {', '.join(found)}.")
+    return module
+
+
+def schema() -> Schema:
+    """Section name -> its pydantic class; ``model.name`` and ``data.name`` decide theirs."""
+    import dataset
+    import models
+    from training.config import Config as Train
+
+    return {"run": Run, "data": dataset.config_class, "model": models.config_class, "visual": Visual, "train": Train,
+            "index": IndexSection, "eval": Eval}  # fmt: skip
+
+
+def load(path: str, overrides: Sequence[str] = (), limit: int | None = None) -> SimpleNamespace:
+    """A validated run: ``run``, ``data``, ``model``, ``visual``, ``train``, ``index``, ``eval``, and ``raw``."""
+    from core.legacy import adapt_yaml
+
+    extra = [] if limit is None else [f"data.limit={limit}"]
+    raw = adapt_yaml(load_yaml(path, [*overrides, *extra]))
+    place = raw.get("run") or {}
+    raw["train"] = {
+        **(raw.get("train") or {}),
+        "out": place.get("out", Run().out),
+        "device": place.get("device", "auto"),
+    }
+    sections = validate(raw, schema())
+    index_module(sections["index"].name)
+    return SimpleNamespace(**sections, raw=raw)

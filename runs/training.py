@@ -1,0 +1,111 @@
+"""What ``train_retrieval.py`` puts together before it learns. Not a command of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+from core import distributed
+from core.errors import UserError
+from core.files import atomic_file
+from runs.common import encode_corpus, open_retriever, query_encoder, visual_source
+
+
+def build_retriever(cfg):
+    """The retriever of ``model``, with pretrained towers, or with the weights of ``run.init``."""
+    if cfg.run.init is None:
+        return models.module(cfg.model.name).build(cfg.model)
+    retriever = open_retriever(cfg.run.init)
+    shape = ("name", "dim", "num_tokens", "num_heads")
+    different = [k for k in shape if getattr(retriever.config, k, None) != getattr(cfg.model, k, None)]
+    if different:
+        told = ", ".join(
+            f"{k}: {getattr(retriever.config, k, None)!r} there, {getattr(cfg.model, k, None)!r} in the YAML"
+            for k in different
+        )
+        raise UserError(f"run.init '{cfg.run.init}' does not fit the model section ({told}); make them agree.")
+    retriever.config = cfg.model
+    retriever.freeze(cfg.model.frozen)
+    return retriever
+
+
+def save_config(cfg, out: Path) -> None:
+    """Write the resolved config beside the run, so that later commands need nothing else."""
+    import yaml
+
+    if distributed.is_main():
+        own = {**cfg.raw, "train": {k: v for k, v in cfg.raw["train"].items() if k not in ("out", "device")}}
+        with atomic_file(out / "config.yaml", "w") as handle:
+            yaml.safe_dump(own, handle, sort_keys=False)
+
+
+def visual_features(cfg, retriever, data):
+    """The feature cache, completed first when images are missing in it. None for a retriever or run without images."""
+    if cfg.visual.cache is None or not hasattr(retriever, "visual_spec") or cfg.data.modality == "question":
+        return None
+    from runs.run_visual_embedder import built
+
+    if distributed.is_main():
+        built(
+            data.images(),
+            retriever.vision,
+            retriever.pixel_source(),
+            cfg.visual.cache,
+            cfg.visual,
+            cfg.visual.batch_size,
+        )
+    distributed.barrier()
+    return visual_source(retriever, cfg.visual.cache)
+
+
+def text_states(cfg, retriever, data, out: Path):
+    """The frozen text trunk's states: every passage once on disk, queries remembered in memory. None when it trains."""
+    from training.states import TextStates, build_states, states_folder
+
+    retriever.stage = "train"
+    key = retriever.frozen_text_key("document")
+    if key is None or not cfg.train.cache_text_states:
+        return None
+    store = build_states(retriever, data.corpus(), states_folder(out, key))
+    return TextStates(retriever, store)
+
+
+def validation(cfg, data, visual, states) -> Callable:
+    """A function from the retriever to its metrics on part of the validation split: exact MaxSim over passages."""
+    import torch
+
+    from core.maxsim import maxsim
+    from core.protocols import Ranking
+    from core.tokens import TokenBatch
+    from evaluation.metrics import evaluate, means
+
+    rng = random.Random(0)
+    queries = list(data.queries(data.valid_split))
+    queries = rng.sample(queries, min(len(queries), cfg.eval.valid_queries))
+    qrels = {q.id: data.qrels(data.valid_split)[q.id] for q in queries}
+    answers = {d for judged in qrels.values() for d in judged}
+    corpus = sorted(data.corpus(), key=lambda d: d.id not in answers)[: max(cfg.eval.valid_documents, len(answers))]
+
+    def validate(retriever) -> dict[str, float]:
+        encode = query_encoder(retriever, visual, states)
+        asked = [encode(queries[s : s + 32]) for s in range(0, len(queries), 32)]
+        ids, scores, pending = [], [], []
+        for id_, vectors in encode_corpus(
+            retriever, corpus, 128, visual if any(d.images for d in corpus) else None, states
+        ):
+            ids.append(id_)
+            pending.append(torch.from_numpy(vectors))
+            if len(pending) == 512 or len(ids) == len(corpus):
+                documents = TokenBatch.pad(pending).to(asked[0].embeddings.device)
+                scores.append(torch.cat([maxsim(q, documents) for q in asked]).cpu())
+                pending = []
+        top = torch.cat(scores, 1).topk(min(10, len(ids)))
+        rankings = {
+            q.id: Ranking(tuple(ids[i] for i in row), tuple(values))
+            for q, row, values in zip(queries, top.indices.tolist(), top.values.tolist())
+        }
+        return means(evaluate(rankings, qrels, ["Success@1", "Success@5", "MRR@10"]))
+
+    return validate
