@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -99,8 +100,9 @@ def load_retriever(cls: type, path: str | Path):
     if section is None or section.get("name") != expected:
         found = "an original system" if section is None else f"'{section.get('name')}'"
         raise UserError(f"the checkpoint '{path}' belongs to {found}, not to '{expected}'; set model.name accordingly.")
-    retriever = cls.skeleton(check(cls.Config, section, "model"), folder)
-    load_portable(retriever, read_weights(folder), path)
+    tensors = read_weights(folder)
+    retriever = cls.skeleton(check(cls.Config, section, "model"), folder, tensors)
+    load_portable(retriever, tensors, path)
     return retriever.eval()
 
 
@@ -136,9 +138,6 @@ def tower_config(folder: Path):
     return AutoConfig.from_pretrained(folder)
 
 
-def has_pooler(folder: Path) -> bool:
-    """Whether the checkpoint above ``folder`` stores the text trunk's pooler."""
-    from safetensors import safe_open
-
-    with safe_open(folder.parent / "model.safetensors", "pt") as handle:
-        return any(k.startswith("text.trunk.pooler.") for k in handle.keys())  # noqa: SIM118 (not a dict)
+def has_pooler(names: Iterable[str]) -> bool:
+    """Whether weights of these names hold the text trunk's pooler."""
+    return any(n.startswith("text.trunk.pooler.") for n in names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -248,9 +248,9 @@ class ColBERT(nn.Module):
         return artifacts.load_retriever(cls, path)
 
     @classmethod
-    def skeleton(cls, config: Config, folder: Path) -> ColBERT:
+    def skeleton(cls, config: Config, folder: Path, names: Iterable[str]) -> ColBERT:
         """The module with the towers' shapes and no weights yet, for ``from_pretrained``."""
-        text = TextTower(artifacts.tower_config(folder / "text"), config.dim, artifacts.has_pooler(folder / "text"))
+        text = TextTower(artifacts.tower_config(folder / "text"), config.dim, artifacts.has_pooler(names))
         return cls(config, text, make_tokenizer(config, folder / "text"))
 
     def tower_folders(self) -> dict[str, tuple]:

@@ -7,7 +7,7 @@ where the pooled rows look, and no text value is mixed into them. Documents are 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -254,8 +254,8 @@ class MIRe(colbert.ColBERT):
         return {**super().identity(), "retriever": "colbert"}
 
     @classmethod
-    def skeleton(cls, config: Config, folder: Path) -> MIRe:
-        text = TextTower(artifacts.tower_config(folder / "text"), config.dim, artifacts.has_pooler(folder / "text"))
+    def skeleton(cls, config: Config, folder: Path, names: Iterable[str]) -> MIRe:
+        text = TextTower(artifacts.tower_config(folder / "text"), config.dim, artifacts.has_pooler(names))
         vision = VisionTower(artifacts.tower_config(folder / "vision"), config.vision)
         return cls(config, text, colbert.make_tokenizer(config, folder / "text"), vision, pixels_of(folder / "vision"))
 

@@ -116,7 +116,7 @@ def load_mire(path: Path, root: str | Path | None = None) -> mire.MIRe:
             )
         model.fusion.load_state_dict({k: tensors[f"fusion.{k}"] for k in state})
         return model.eval()
-    text = TextTower(AutoConfig.from_pretrained(folder), config.dim, any("trunk.pooler." in k for k in tensors))
+    text = TextTower(AutoConfig.from_pretrained(folder), config.dim, artifacts.has_pooler(tensors))
     vision, pixels = _vision(config.vision, tensors, root)
     model = mire.MIRe(config, text, colbert.make_tokenizer(config, folder), vision, pixels)
     artifacts.load_portable(model, tensors, path)
