@@ -33,12 +33,13 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict:
         if "=" not in item or item.startswith("-"):
             raise UserError(f"'{item}' is not understood; overrides are written section.key=value.")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
+            raise UserError(f"config file '{path}' holds no mapping; write 'section: {{key: value}}' lines.")
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
         raw = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}; correct it.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"config file '{path}' holds no mapping; write 'section: {{key: value}}' lines.")
     return raw
 
 

@@ -94,10 +94,16 @@ def gather_tokens(batch: TokenBatch) -> TokenBatch:
     """
     if world() == 1:
         return batch
-    longest = torch.tensor(batch.mask.shape[1], device=batch.embeddings.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    gap = int(longest) - batch.mask.shape[1]
-    emb = torch.nn.functional.pad(batch.embeddings, (0, 0, 0, gap))
+    # Where one process's rows have a gradient (its documents have images, say) and another's have none, all must
+    # take part in the backward collective, or it would wait for ever.
+    local = batch.embeddings
+    facts = torch.tensor([batch.mask.shape[1], int(local.requires_grad)], device=local.device)
+    dist.all_reduce(facts, op=dist.ReduceOp.MAX)
+    longest, trains = facts.tolist()
+    if trains and not local.requires_grad:
+        local = local.detach().requires_grad_()
+    gap = longest - batch.mask.shape[1]
+    emb = torch.nn.functional.pad(local, (0, 0, 0, gap))
     mask = torch.nn.functional.pad(batch.mask, (0, gap)).to(torch.uint8)
     masks = [torch.empty_like(mask) for _ in range(world())]
     dist.all_gather(masks, mask.contiguous())

@@ -39,10 +39,11 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Fill a temporary sibling folder; on success it takes the place of ``path`` in one rename.
 
-    An existing ``path`` stays usable until the new one is complete.
+    An existing ``path`` stays until the new one is complete (see ``restore_folder`` for a kill between two renames).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    restore_folder(path)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield tmp
@@ -52,7 +53,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
+            old = _set_aside(path)
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
             os.replace(tmp, path)
@@ -63,6 +64,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+def restore_folder(path: str | Path) -> None:
+    """Put an old folder back that a process, killed while replacing it, had set aside."""
+    path = Path(path)
+    if not path.exists() and _set_aside(path).exists():
+        os.replace(_set_aside(path), path)
+
+
+def _set_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def write_json(path: str | Path, value: Any) -> None:

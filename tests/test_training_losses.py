@@ -29,8 +29,9 @@ def log_softmax_at(values, at):
     return values[at] - math.log(sum(math.exp(v) for v in values))
 
 
-@pytest.mark.parametrize("nways,in_batch,hard", [(1, True, "own_term"), (3, True, "own_term"), (3, False, "own_term"),
-                                                 (3, True, "in_batch")])
+@pytest.mark.parametrize(
+    "nways,in_batch,hard", [(1, True, "own_term"), (3, True, "own_term"), (3, False, "own_term"), (3, True, "in_batch")]
+)
 def test_contrastive_equals_a_naive_loop(nways, in_batch, hard):
     b, tau = 4, 0.3
     queries, documents = tokens(b, 1), tokens(b * nways, 2)
@@ -118,10 +119,16 @@ def test_documents_with_the_same_caption_and_other_images_differ():
     def document(name, image):
         return Document(name, "a photo", (ImageRef(image, data=b"x"),))
 
-    records = [Example(Query("a"), document("a", "i")), Example(Query("b"), document("b", "j")),
-               Example(Query("c"), document("c", "i"))]
+    records = [
+        Example(Query("a"), document("a", "i")),
+        Example(Query("b"), document("b", "j")),
+        Example(Query("c"), document("c", "i")),
+    ]
     assert false_negatives(document_keys(records, 1), 1).tolist() == [
-        [True, False, True], [False, True, False], [True, False, True]]
+        [True, False, True],
+        [False, True, False],
+        [True, False, True],
+    ]
 
 
 def test_accuracies_look_along_different_axes():
