@@ -175,6 +175,12 @@ class ChunkWriter:
         return rows
 
 
+def check_positive(**options: int) -> None:
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value!r} is not a positive integer; give 1 or more.")
+
+
 def remove_temporary(path: Path) -> None:
     """Remove what a killed process left half-written."""
     for file in path.glob(".*.tmp"):

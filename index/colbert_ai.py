@@ -71,7 +71,8 @@ class ColbertAIIndex:
     def ivf(self) -> tuple[Tensor, Tensor]:
         """Passage numbers of all lists one after another [n] int64, and their lengths [K] int64."""
         pids, lengths = self._load("ivf.pid.pt")
-        return pids.long(), lengths.long()
+        # colbert-ai saves its lists with a tail of zeros (room for strided reads); it belongs to no list.
+        return pids[: int(lengths.sum())].long(), lengths.long()
 
     def __len__(self) -> int:
         return len(self.doclens)

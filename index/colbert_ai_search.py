@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from index.chunks import row_numbers
 from index.colbert_ai import ColbertAIIndex
 from index.packed import segment_max
 
@@ -42,8 +43,8 @@ def candidates(index: ColbertAIIndex, query: Tensor, ncells: int, query_maxlen: 
     similar = index.codec.centroids @ query[:query_maxlen].float().T
     cells = similar.topk(ncells, dim=0, sorted=False).indices.flatten().unique()
     pids, lengths = index.ivf
-    lists = torch.split(pids, lengths.tolist())
-    return torch.cat([lists[c] for c in cells.tolist()]).unique(), similar
+    entries = row_numbers((lengths.cumsum(0) - lengths)[cells].numpy(), lengths[cells].numpy())
+    return pids[torch.from_numpy(entries)].unique(), similar
 
 
 def search(

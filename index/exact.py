@@ -16,7 +16,7 @@ from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index.base import ChunkedIndex
-from index.chunks import MANIFEST, Chunks, ChunkWriter, begin, chunk_files
+from index.chunks import MANIFEST, Chunks, ChunkWriter, begin, check_positive, chunk_files
 from index.common import Allowed, allowed_positions, check_k, check_queries, rankings
 from index.packed import BUDGET_BYTES, scan
 
@@ -48,6 +48,7 @@ class Index(ChunkedIndex):
         """
         if dtype not in ("float16", "float32"):
             raise UserError(f"dtype {dtype!r} is not offered; use 'float16' or 'float32'.")
+        check_positive(dim=dim, chunk_docs=chunk_docs)
         path = Path(path)
         begin(path, {"format": cls.FORMAT, "dim": dim, "dtype": dtype, "chunk_docs": chunk_docs, "encoder": encoder})
         watched = progress(stream, "exact index", total, unit="doc")

@@ -167,10 +167,12 @@ class Index(ChunkedIndex):
     def _search_one(self, query: Tensor, k: int, allowed: np.ndarray | None, effort: Effort, budget: int) -> Tensor:
         """query [T, D] -> at most k descending keys."""
         lengths = self.chunks.lengths
-        query = query[query.any(-1)]
+        active = query.any(-1)
+        asks = bool(active.any())  # a query of zeros only gives every document 0
+        query = query[active] if asks else query[:1]
         pool = np.arange(len(self)) if allowed is None else allowed
         filled = pool[lengths[pool] > 0]
-        if len(filled) <= effort.n_candidates or not len(query):  # a query of zeros only: all scores are 0
+        if len(filled) <= effort.n_candidates or not asks:
             positions = filled[: effort.n_candidates]
         else:
             similar = self.codec.centroids @ query.T  # [K, T]

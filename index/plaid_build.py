@@ -20,7 +20,18 @@ import torch
 from core.errors import UserError
 from core.files import read_json, write_json
 from core.progress import progress
-from index.chunks import MANIFEST, Chunks, ChunkWriter, begin, chunk_files, commit, file_facts, load_array, save_array
+from index.chunks import (
+    MANIFEST,
+    Chunks,
+    ChunkWriter,
+    begin,
+    check_positive,
+    chunk_files,
+    commit,
+    file_facts,
+    load_array,
+    save_array,
+)
 from index.codec import NBITS, Codec, fit_buckets
 from index.ivf import invert
 from index.kmeans import assign, default_centroids, kmeans
@@ -50,6 +61,8 @@ def build(
     """See ``index.plaid.Index.build``."""
     if nbits not in NBITS:
         raise UserError(f"nbits={nbits!r} is not offered; use one of {', '.join(map(str, NBITS))}.")
+    numbers = {"dim": dim, "sample_vectors": sample_vectors, "iterations": iterations, "chunk_docs": chunk_docs}
+    check_positive(**numbers, **({} if n_centroids is None else {"n_centroids": n_centroids}))
     if (path / MANIFEST).is_file():
         shutil.rmtree(path / SPOOL, ignore_errors=True)  # the process died between the manifest and this
     options = {
@@ -157,6 +170,7 @@ def _finish(path: Path, dim: int, encoder: dict, options: dict) -> None:
     codec = read_codec(path)
     write_json(
         path / MANIFEST,
+        check_positive,
         {
             "format": FORMAT,
             "dim": dim,

@@ -42,11 +42,22 @@ def open_retriever(path: str | Path, device: Any = "cpu"):
     return retriever.to(device)
 
 
-def best_checkpoint(out: Path) -> Path:
+def best_checkpoint(out: str | Path) -> Path:
     """The weights folder of a run: the best by validation when there is one, else the latest."""
-    from training.checkpoint import weights_folder
+    from core.files import read_json
 
-    return weights_folder(out)
+    folder = Path(out) / "checkpoints"
+    for name in ("best.json", "latest.json"):
+        if (folder / name).is_file():
+            return folder / read_json(folder / name, "checkpoint pointer")["folder"]
+    raise UserError(f"the run '{out}' has no finished checkpoint yet; train it first (train_retrieval.py).")
+
+
+def states_folder(out: str | Path, key: dict) -> Path:
+    """Where the frozen trunk's passage states are: beside the runs, since runs of one trunk share them."""
+    from core.files import fingerprint
+
+    return Path(out).parent / "text_states" / fingerprint(key)
 
 
 def visual_source(retriever, cache: str | None):

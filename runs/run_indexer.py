@@ -15,7 +15,7 @@ from pathlib import Path
 
 from core.cli import dead_flag, main
 from core.errors import UserError
-from runs.common import encode_corpus, need, open_retriever, parser, visual_source
+from runs.common import encode_corpus, need, open_retriever, parser, states_folder, visual_source
 
 
 def arguments():
@@ -87,7 +87,7 @@ def from_config(args) -> None:
 def stored_states(retriever, out: Path):
     """The run's cache of frozen passage states, when it was made with this trunk and this length."""
     from core.store import Store
-    from training.states import TextStates, states_folder
+    from training.states import TextStates
 
     retriever.stage = "eval"
     key = retriever.frozen_text_key("document")

@@ -10,7 +10,7 @@ import models
 from core import distributed
 from core.errors import UserError
 from core.files import atomic_file
-from runs.common import encode_corpus, open_retriever, query_encoder, visual_source
+from runs.common import encode_corpus, open_retriever, query_encoder, states_folder, visual_source
 
 
 def build_retriever(cfg):
@@ -62,14 +62,13 @@ def visual_features(cfg, retriever, data):
 
 def text_states(cfg, retriever, data, out: Path):
     """The frozen text trunk's states: every passage once on disk, queries remembered in memory. None when it trains."""
-    from training.states import TextStates, build_states, states_folder
+    from training.states import for_training
 
     retriever.stage = "train"
     key = retriever.frozen_text_key("document")
-    if key is None or not cfg.train.cache_text_states:
+    if key is None:
         return None
-    store = build_states(retriever, data.corpus(), states_folder(out, key))
-    return TextStates(retriever, store)
+    return for_training(retriever, data.corpus(), cfg.train, states_folder(out, key))
 
 
 def validation(cfg, data, visual, states) -> Callable:

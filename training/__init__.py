@@ -1,0 +1,1 @@
+"""How a retriever learns: batches, losses, the loop, checkpoints."""

@@ -21,6 +21,7 @@ def contrastive(
     teacher: Tensor | None = None,
     alpha: float = 1.0,
     offset: int = 0,
+    hard_negatives: str = "own_term",
 ) -> dict[str, Tensor]:
     """First term + in-batch term, as ColBERT and MIRe minimise them.
 
@@ -29,9 +30,11 @@ def contrastive(
     over its own nways documents (zero when nways is 1), or with ``teacher`` [B, nways] the KL divergence between
     log-softmaxed scores and teacher scores times ``alpha``. In-batch term: cross-entropy over the own positive and
     all documents of the other queries, own hard negatives left out. Scores are divided by ``temperature``.
-    ``same`` [B, W * B * nways] bool marks false negatives, which leave the in-batch denominator.
+    ``same`` [B, W * B * nways] bool marks false negatives, which leave the denominators (not the teacher's term).
+    ``hard_negatives="in_batch"`` is FLMR's form: own hard negatives stand in the in-batch denominator, no first term.
 
-    Returns "loss" [], "scores" [B, nways] (own, divided by the temperature), "in_batch" [], "all" [B, W * B * nways].
+    Returns "loss" [], "scores" [B, nways] (own, divided by the temperature); with ``in_batch`` also "in_batch" [],
+    "all" [B, W * B * nways] and "kept", the same with what left the denominator at the lowest number.
     """
     b, n = len(queries), len(documents)
     if n % nways or n < b * nways:
@@ -44,20 +47,27 @@ def contrastive(
     else:
         everything = None
         scores = maxsim_pairs(queries, documents.select(slice(offset, offset + b * nways))) / temperature
+    lowest = torch.finfo(scores.dtype).min
     if teacher is not None:
         target = (teacher.to(scores) * alpha).log_softmax(-1)
         loss = kl_div(scores.log_softmax(-1), target, reduction="batchmean", log_target=True)
-    elif nways > 1:
-        loss = cross_entropy(scores, torch.zeros_like(own))
+    elif nways > 1 and hard_negatives == "own_term":
+        kept = scores
+        if same is not None:
+            leave = same[:, offset : offset + b * nways].view(b, b, nways).diagonal(dim1=0, dim2=1).T.clone()
+            leave[:, 0] = False
+            kept = scores.masked_fill(leave, lowest)
+        loss = cross_entropy(kept, torch.zeros_like(own))
     else:
         loss = scores.sum() * 0.0
     out = {"scores": scores}
     if in_batch:
         leave = torch.zeros_like(everything, dtype=torch.bool) if same is None else same.clone()
-        leave.scatter_(1, columns, True)
+        if hard_negatives == "own_term":
+            leave.scatter_(1, columns, True)
         leave.scatter_(1, own[:, None], False)
-        out["in_batch"] = cross_entropy(everything.masked_fill(leave, torch.finfo(everything.dtype).min), own)
-        out["all"] = everything
+        out["all"], out["kept"] = everything, everything.masked_fill(leave, lowest)
+        out["in_batch"] = cross_entropy(out["kept"], own)
         loss = loss + out["in_batch"]
     out["loss"] = loss
     return out
@@ -72,3 +82,16 @@ def query_accuracy(scores: Tensor, own: Tensor | None = None) -> Tensor:
 def document_accuracy(scores: Tensor) -> Tensor:
     """The original's "in-batch accuracy": for each document the best query. scores [B, B]."""
     return (scores.argmax(0) == torch.arange(scores.shape[1], device=scores.device)).float().mean()
+
+
+def false_negatives(keys: Tensor, nways: int = 1, offset: int = 0, queries: int | None = None) -> Tensor:
+    """Which documents are as right as the own positive.
+
+    keys [N, k] int64: names of each document (see ``batches.document_keys``), 0 where one does not apply; document
+    ``offset + i * nways`` is the positive of query i. A document is "the same" when any of its names equals the
+    positive's -> [queries, N] bool, the positive itself included.
+    """
+    count = (len(keys) - offset) // nways if queries is None else queries
+    positives = keys[offset : offset + count * nways : nways]
+    equal = (positives[:, None] == keys[None]) & (positives[:, None] != 0)
+    return equal.any(-1)

@@ -1,0 +1,117 @@
+"""The exact index: the numbers of core.maxsim, whatever the chunks, the budget and the interruptions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from core.tokens import TokenBatch
+from index.common import rank_keys, split_keys
+from index.exact import Index
+from index.packed import packed_scores, segment_max
+from tests.index_cases import ENCODER, corpus, oracle, questions, run_killed, snapshot
+
+DOCS = corpus(157, rows=(1, 20))
+DOCS[40] = ("doc-40", np.zeros((0, 32), np.float32))
+QUERIES = questions(DOCS, 7, 11)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("chunk_docs", [1, 10, 1000])
+def test_scores_are_those_of_maxsim(tmp_path, dtype, chunk_docs):
+    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER, dtype=dtype, chunk_docs=chunk_docs)
+    truth = oracle(DOCS, QUERIES, dtype)
+    for row, ranking in zip(truth, built.search(QUERIES, 156)):
+        where = [int(i.split("-")[1]) for i in ranking.ids]
+        assert sorted(where) == [i for i in range(157) if i != 40]
+        assert torch.allclose(row[where], torch.tensor(ranking.scores), atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 20_000, 1 << 30])
+def test_the_budget_changes_nothing(tmp_path, budget):
+    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER, chunk_docs=25)
+    allowed = [set(built.ids()[i::3]) for i in range(7)]
+    for wanted in (None, allowed, allowed[0]):
+        for a, b in zip(built.search(QUERIES, 30, wanted), built.search(QUERIES, 30, wanted, budget_bytes=budget)):
+            assert a.ids == b.ids and np.allclose(a.scores, b.scores, atol=1e-5)
+
+
+def test_many_query_rows_are_taken_in_parts(tmp_path, monkeypatch):
+    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
+    whole = built.search(QUERIES, 5)
+    monkeypatch.setattr("index.packed.QUERY_ROWS", 22)  # two queries at a time
+    assert [r.ids for r in built.search(QUERIES, 5)] == [r.ids for r in whole]
+
+
+def test_half_precision_queries_and_an_autocast_around_do_not_change_the_sum(tmp_path):
+    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
+    plain = built.search(QUERIES, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert built.search(QUERIES, 10) == plain
+    half = built.search(TokenBatch(QUERIES.embeddings.half(), QUERIES.mask), 10)
+    assert np.allclose([r.scores for r in half], [r.scores for r in plain], atol=2e-2)
+
+
+def test_the_stream_is_read_once_and_chunk_by_chunk(tmp_path):
+    seen = []
+
+    def stream():
+        for item in DOCS:
+            seen.append(len(list(tmp_path.glob("i/chunk-*.json"))))
+            yield item
+
+    Index.build(tmp_path / "i", stream(), dim=32, encoder=ENCODER, chunk_docs=50)
+    assert len(seen) == 157 and (seen[0], seen[50], seen[156]) == (0, 1, 3)
+
+
+def test_the_caller_may_reuse_its_buffer(tmp_path):
+    buffer = np.zeros((2, 4), np.float16)
+
+    def stream():
+        for i in range(4):
+            buffer[:] = i
+            yield f"d{i}", buffer
+
+    got = dict(Index.build(tmp_path / "i", stream(), dim=4, encoder={}).vectors())
+    assert [got[f"d{i}"].max() for i in range(4)] == [0, 1, 2, 3]
+
+
+KILLED = """
+from tests.index_cases import *
+from index.exact import Index
+docs = corpus(157, rows=(1, 20))
+stream = ((id_, v) if i < 71 else die() for i, (id_, v) in enumerate(docs))
+Index.build(sys.argv[1], stream, dim=32, encoder=ENCODER, chunk_docs=20)
+"""
+
+
+def test_a_killed_build_goes_on_with_the_same_bytes(tmp_path):
+    docs = corpus(157, rows=(1, 20))
+    whole = Index.build(tmp_path / "whole", docs, dim=32, encoder=ENCODER, chunk_docs=20)
+    run_killed(KILLED, tmp_path / "killed")
+    (tmp_path / "killed" / ".chunk-00003.json.abc.tmp").write_text("half")  # killed in the middle of a write
+    (tmp_path / "killed" / "chunk-00003.vectors.npy").write_bytes(b"rows without their json")
+    assert Index.committed(tmp_path / "killed") == 60
+    rest = [(id_, v if i >= 60 else None) for i, (id_, v) in enumerate(docs)]  # need not be encoded again
+    Index.build(tmp_path / "killed", rest, dim=32, encoder=ENCODER, chunk_docs=20)
+    assert snapshot(tmp_path / "killed") == snapshot(whole.path)
+
+
+def test_keys_order_as_scores_then_positions():
+    scores = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 3.5, -3.5, torch.finfo(torch.float32).min, 3.5, 1e30])
+    positions = torch.tensor([5, 3, 9, 0, 2**32 - 1, 7, 1, 4, 8])
+    keys = rank_keys(scores, positions)
+    wanted = sorted(range(9), key=lambda i: (-float(scores[i]), int(positions[i])))
+    assert keys.argsort(descending=True).tolist() == wanted
+    back, where = split_keys(keys)
+    assert torch.equal(back, scores) and torch.equal(where, positions)
+
+
+def test_segment_max_and_packed_scores():
+    lengths = torch.tensor([2, 0, 3])
+    values = torch.tensor([[1.0, -5], [2, -6], [-1, 4], [-3, 5], [-2, 0]])
+    low = torch.finfo(torch.float32).min
+    assert segment_max(values, lengths).tolist() == [[2, -5], [low, low], [-1, 5]]
+    query = torch.eye(2)[None]
+    assert packed_scores(query, values, lengths)[0].tolist() == [-3, low, 4]

@@ -1,0 +1,215 @@
+"""The compressed index: codec, candidates, efforts, and builds that end with the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from core.tokens import TokenBatch
+from index import exact
+from index.chunks import row_numbers
+from index.codec import Codec, fit_buckets, pack_bits, unpack_bits
+from index.kmeans import assign, default_centroids, kmeans
+from index.plaid import EFFORTS, Index
+from tests.index_cases import ENCODER, corpus, overlap, questions, run_killed, snapshot
+
+DOCS = corpus(2000, rows=(5, 16), topics=300)
+QUERIES = questions(DOCS, 12, 40)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("plaid")
+    indexes = {n: Index.build(root / str(n), DOCS, dim=32, encoder=ENCODER, nbits=n) for n in (1, 2, 4, 8)}
+    indexes["exact"] = exact.Index.build(root / "exact", DOCS, dim=32, encoder=ENCODER)
+    return indexes
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+@pytest.mark.parametrize("dim", [1, 7, 16])
+def test_bits_come_back(nbits, dim):
+    values = torch.randint(0, 2**nbits, (9, dim), dtype=torch.uint8, generator=torch.Generator().manual_seed(nbits))
+    packed = pack_bits(values, nbits)
+    assert packed.shape == (9, -(-dim * nbits // 8)) and packed.dtype == torch.uint8
+    assert torch.equal(unpack_bits(packed, nbits, dim), values.long())
+    assert pack_bits(values[:0], nbits).shape == (0, packed.shape[1])
+
+
+def test_bit_order():
+    assert pack_bits(torch.tensor([[1, 2, 3, 0]], dtype=torch.uint8), 2).tolist() == [[0b10011100]]
+    assert pack_bits(torch.tensor([[1, 8]], dtype=torch.uint8), 4).tolist() == [[0b10000001]]
+    assert pack_bits(torch.tensor([[1]], dtype=torch.uint8), 8).tolist() == [[0b10000000]]
+    assert pack_bits(torch.tensor([[1, 0, 0, 0, 0, 0, 1, 1]], dtype=torch.uint8), 1).tolist() == [[0b10000011]]
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_more_bits_rebuild_better(unit):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3000, 24, generator=generator)
+    vectors = torch.nn.functional.normalize(vectors, dim=-1) if unit else 5 * vectors
+    centroids = kmeans(vectors, 64, seed=0, iterations=3, unit=unit)
+    codes = assign(vectors, centroids)
+    errors = [(vectors - centroids[codes]).square().mean()]
+    for nbits in (1, 2, 4, 8):
+        codec = Codec(centroids, *fit_buckets(vectors - centroids[codes], nbits), unit)
+        rebuilt = codec.decompress(codes, codec.compress(vectors, codes))
+        errors.append((vectors - rebuilt).square().mean())
+        assert not unit or torch.allclose(rebuilt.norm(dim=-1), torch.ones(3000), atol=1e-5)
+    assert all(b < 0.6 * a for a, b in itertools.pairwise(errors)), errors
+
+
+def test_assign_is_the_nearest_and_kmeans_is_seeded(monkeypatch):
+    points = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) * 3
+    centroids = kmeans(points, 16, seed=1, iterations=4, unit=False)
+    assert torch.equal(assign(points, centroids), torch.cdist(points, centroids).argmin(1))
+    assert torch.equal(centroids, kmeans(points, 16, seed=1, iterations=4, unit=False))
+    assert not torch.equal(centroids, kmeans(points, 16, seed=2, iterations=4, unit=False))
+    monkeypatch.setattr("index.kmeans.BLOCK_BYTES", 1)
+    assert torch.equal(assign(points, centroids), torch.cdist(points, centroids).argmin(1))
+
+
+def test_a_lost_centroid_restarts():
+    points = torch.cat([torch.zeros(50, 4), torch.eye(4)])
+    found = kmeans(points, 5, seed=0, iterations=30, unit=False)
+    assert torch.isfinite(found).all() and len(found.unique(dim=0)) >= 4
+
+
+def test_number_of_centroids():
+    assert default_centroids(357_360, 249_000) == 8192
+    assert default_centroids(60_000_000, 249_000) == 16384
+    assert default_centroids(1000, 1000) == 256  # 505 rounded down, and below half of the sample
+    assert default_centroids(1, 1) == 1
+
+
+def test_eight_bits_rank_as_exact(built):
+    truth = built["exact"].search(QUERIES, 100)
+    assert overlap(truth, built[8].search(QUERIES, 100, effort="exhaustive"), 100) >= 0.99
+
+
+def test_more_bits_and_more_effort_rank_better(built):
+    truth = built["exact"].search(QUERIES, 100)
+    shares = {n: overlap(truth, built[n].search(QUERIES, 100, effort="exhaustive"), 100) for n in (1, 2, 4, 8)}
+    assert shares[1] < shares[2] < shares[4] < shares[8] and shares[2] > 0.75, shares
+    efforts = [overlap(truth, built[4].search(QUERIES, 100, effort=e), 100) for e in ("fast", "balanced", "exhaustive")]
+    assert efforts[0] <= efforts[1] + 0.01 and efforts[1] <= efforts[2] + 0.01 and efforts[0] > 0.75, efforts
+
+
+def test_scores_are_maxsim_of_the_decompressed_vectors(built, tmp_path):
+    again = exact.Index.build(tmp_path / "i", built[2].vectors(), dim=32, encoder={}, dtype="float32")
+    truth = again.search(QUERIES, 2000)
+    for effort in ("fast", "balanced", "exhaustive"):
+        for row, ranking in zip(truth, built[2].search(QUERIES, 50, effort=effort)):
+            known = dict(zip(row.ids, row.scores))
+            assert np.allclose([known[i] for i in ranking.ids], ranking.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_effort_does_not_depend_on_k(built, effort):
+    few, many = built[2].search(QUERIES, 5, effort=effort), built[2].search(QUERIES, 200, effort=effort)
+    assert [r.ids for r in few] == [r.ids[:5] for r in many]
+    assert all(len(r.ids) == 200 for r in many)
+
+
+def test_knobs_are_read(built):
+    all_of_them = built[2].search(QUERIES, 20, n_probe=512, n_candidates=1999, threshold=-2.0)
+    assert [r.ids for r in all_of_them] == [r.ids for r in built[2].search(QUERIES, 20, effort="exhaustive")]
+    few = built[2].search(QUERIES, 20, n_probe=1, n_candidates=20)
+    assert [r.ids for r in few] != [r.ids for r in all_of_them]
+    blind = built[2].search(QUERIES, 20, n_probe=512, n_candidates=20, threshold=2.0)  # no centroid is looked at
+    seeing = built[2].search(QUERIES, 20, n_probe=512, n_candidates=20, threshold=-2.0)
+    truth = built["exact"].search(QUERIES, 20)
+    assert overlap(truth, blind, 20) < overlap(truth, seeing, 20) - 0.3
+
+
+def test_lists_widen_until_there_are_enough_candidates(built):
+    one = TokenBatch(QUERIES.embeddings[:2, :1], torch.ones(2, 1, dtype=torch.bool))
+    assert all(len(r.ids) == 256 for r in built[2].search(one, 256, effort="fast"))
+    assert EFFORTS["fast"].n_candidates == 256
+
+
+def test_candidates_come_from_every_row(tmp_path):
+    """32 rows ask for a crowd, the rows after them for one document: it must be found."""
+    rng = np.random.default_rng(0)
+    axes = np.eye(64, dtype=np.float32)
+    docs = []
+    for i in range(600):
+        v = axes[:8] + 0.05 * rng.standard_normal((8, 64))
+        docs.append((f"d{i}", (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32)))
+    docs.append(("lonely", axes[40:48]))
+    built = Index.build(tmp_path / "i", docs, dim=64, encoder={}, nbits=4)
+    rows = torch.from_numpy(np.concatenate([axes[:8].repeat(4, 0), axes[40:48].repeat(6, 0)]))[None]
+    query = TokenBatch(rows, torch.ones(1, 80, dtype=torch.bool))
+    knobs = {"n_probe": 1, "n_candidates": 4, "threshold": 0.3}
+    assert built.search(query, 1, **knobs)[0].ids == ("lonely",)
+    masked = TokenBatch(rows, torch.arange(80)[None] < 32)
+    assert "lonely" not in built.search(masked, 4, **knobs)[0].ids
+
+
+def test_vectors_of_other_lengths_keep_them(tmp_path, built):
+    scales = np.random.default_rng(0).uniform(0.2, 5, size=len(DOCS))
+    docs = [(id_, v * s) for (id_, v), s in zip(DOCS[:600], scales)]
+    scaled = Index.build(tmp_path / "i", docs, dim=32, encoder={}, nbits=8)
+    assert scaled.manifest["unit"] is False and built[2].manifest["unit"] is True
+    rebuilt = dict(scaled.vectors())
+    ratios = [np.linalg.norm(rebuilt[id_], axis=1) / np.linalg.norm(v, axis=1) for id_, v in docs]
+    assert np.concatenate(ratios).min() > 0.8 and np.concatenate(ratios).max() < 1.2
+    truth = exact.Index.build(tmp_path / "e", docs, dim=32, encoder={}).search(QUERIES, 20)
+    assert overlap(truth, scaled.search(QUERIES, 20, effort="exhaustive"), 20) > 0.95
+    assert overlap(truth, scaled.search(QUERIES, 20, n_candidates=200), 20) > 0.9  # approximate stages do run
+
+
+def test_lists_hold_every_document_of_a_centroid_once(built):
+    plaid = built[2]
+    owner = np.repeat(np.arange(len(plaid)), plaid.chunks.lengths)
+    codes = plaid._codes.numpy()
+    for cell in range(0, plaid.stats()["centroids"], 37):
+        assert np.array_equal(plaid._lists.documents(np.array([cell])), np.unique(owner[codes == cell]))
+
+
+def test_row_numbers():
+    assert row_numbers(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
+    assert row_numbers(np.array([], int), np.array([], int)).tolist() == []
+
+
+def test_size(built):
+    per_vector = [built[n].stats()["bytes_per_vector"] for n in (1, 2, 4, 8)]
+    # 32 dimensions; besides the residuals only the few bucket numbers depend on nbits.
+    assert np.allclose(np.diff(per_vector), [4, 8, 16], atol=1)
+
+
+def test_documents_of_one_vector_or_one_document(tmp_path):
+    one = Index.build(tmp_path / "one", [("a", np.eye(8, dtype=np.float32)[:1])], dim=8, encoder={})
+    query = TokenBatch(torch.eye(8)[None, :2], torch.ones(1, 2, dtype=torch.bool))
+    for effort in ("fast", "balanced", "exhaustive"):
+        assert one.search(query, 1, effort=effort)[0].ids == ("a",)
+
+
+KILLED = """
+from tests.index_cases import *
+from index import plaid_build
+from index.plaid import Index
+docs = corpus(300)
+stage = sys.argv[2]
+stream = ((id_, v) if stage != "stream" or i < 130 else die() for i, (id_, v) in enumerate(docs))
+if stage == "residuals":
+    encode = plaid_build._encode
+    plaid_build._encode = lambda *a: die() if a[2] == 2 else encode(*a)
+if stage == "manifest":
+    plaid_build._finish = die
+Index.build(sys.argv[1], stream, dim=32, encoder=ENCODER, chunk_docs=50)
+"""
+
+
+@pytest.mark.parametrize("stage, committed", [("stream", 100), ("residuals", 300), ("manifest", 300)])
+def test_a_killed_build_goes_on_with_the_same_bytes(tmp_path, stage, committed):
+    docs = corpus(300)
+    whole = Index.build(tmp_path / "whole", docs, dim=32, encoder=ENCODER, chunk_docs=50)
+    run_killed(KILLED, tmp_path / "killed", stage)
+    assert (tmp_path / "killed" / "codebook.json").is_file() == (stage != "stream")
+    assert Index.committed(tmp_path / "killed") == committed
+    rest = [(id_, v if i >= committed else None) for i, (id_, v) in enumerate(docs)]
+    Index.build(tmp_path / "killed", iter(rest), dim=32, encoder=ENCODER, chunk_docs=50)
+    assert snapshot(tmp_path / "killed") == snapshot(whole.path)

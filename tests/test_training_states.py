@@ -1,0 +1,115 @@
+"""Stored states of a frozen trunk: same training, resumable building, nobody else's values."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from core.config import check
+from core.errors import UserError
+from core.store import Store
+from tests.toy import ToyConfig, ToyDataset, ToyRetriever
+from training.config import Config
+from training.loop import fit
+from training.states import TextStates, build_states, for_training, text_key
+
+
+def frozen(seed=0):
+    return ToyRetriever(ToyConfig(frozen=["trunk"]), seed=seed).eval()
+
+
+def test_states_are_the_trunks_and_come_from_store_or_memory(tmp_path):
+    retriever, data = frozen(), ToyDataset(20)
+    store = build_states(retriever, data.corpus(), tmp_path, batch_size=3, shard_rows=25)
+    states = TextStates(retriever, store)
+    texts = [d.text for d in data.corpus()]
+    calls = []
+    compute = retriever.text_states
+    retriever.text_states = lambda side, texts: (calls.append((side, *texts)), compute(side, texts))[1]
+    for got, wanted in zip(states.get("document", texts), compute("document", texts), strict=True):
+        torch.testing.assert_close(got, wanted.half().float())
+    assert calls == []
+    for _ in range(2):
+        states.get("query", ["w1 w2", "w3"])
+    assert calls == [("query", "w1 w2"), ("query", "w3")]
+    states.get("document", ["not in the store"])
+    assert calls[2:] == [("document", "not in the store")]
+
+
+def test_memory_is_bounded(tmp_path):
+    states = TextStates(frozen(), max_items=2)
+    states.get("query", ["a", "b", "c"])
+    assert len(states._memory) == 2
+
+
+def test_building_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    retriever, data = frozen(), ToyDataset(20)
+    compute, done = retriever.text_states, []
+
+    def interrupted(side, texts):
+        if len(done) >= 12:
+            raise KeyboardInterrupt
+        done.extend(texts)
+        return compute(side, texts)
+
+    retriever.text_states = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        build_states(retriever, data.corpus(), tmp_path, batch_size=4)
+    assert not Store(tmp_path).complete and len(Store(tmp_path)) == 12
+    assert [len(t) for t in done] == sorted(len(t) for t in done)  # by length
+    later = []
+    retriever.text_states = lambda side, texts: (later.extend(texts), compute(side, texts))[1]
+    store = build_states(retriever, data.corpus(), tmp_path, batch_size=4)
+    assert store.complete and len(store) == 20 and not set(done) & set(later)
+    later.clear()
+    build_states(retriever, [*data.corpus(), dataclasses.replace(data.corpus()[0], id="new", text="w5 new")], tmp_path)
+    assert later == ["w5 new"]
+    assert text_key("document", "w5 new") in Store(tmp_path)
+
+
+def test_another_trunks_states_are_refused(tmp_path):
+    store = build_states(frozen(), ToyDataset(5).corpus(), tmp_path)
+    with pytest.raises(UserError, match="weights"):
+        TextStates(frozen(seed=1), store)
+    with pytest.raises(UserError, match="weights"):
+        build_states(frozen(seed=1), ToyDataset(5).corpus(), tmp_path)
+    with pytest.raises(UserError, match="text trunk trains"):
+        TextStates(ToyRetriever()).get("query", ["a"])
+
+
+def test_another_stage_does_not_get_this_stages_states(tmp_path):
+    """Lengths differ between stages, so does the key; then the store does not apply."""
+    retriever = frozen()
+    key = retriever.frozen_text_key
+    retriever.frozen_text_key = lambda side: {**key(side), "maxlen": 5 if retriever.stage == "train" else 9}
+    states = TextStates(retriever, build_states(retriever, ToyDataset(5).corpus(), tmp_path))
+    text = ToyDataset(5).corpus()[0].text
+    states.get("document", [text])
+    assert len(states._memory) == 0
+    retriever.stage = "valid"
+    states.get("document", [text])
+    assert len(states._memory) == 1
+
+
+def test_training_with_states_equals_training_without(tmp_path):
+    """Up to the fp16 of the store; and two runs with states, one of them resumed, bit for bit."""
+    data = ToyDataset(40)
+    sides = []
+    raw = {"steps": 8, "batch_size": 5, "lr": 0.01, "device": "cpu"}
+
+    def run(name, cached, steps=8):
+        config = check(Config, {**raw, "out": str(tmp_path / name), "cache_text_states": cached, "steps": steps}, "t")
+        retriever = frozen()
+        states = for_training(retriever, data.corpus(), config)
+        assert (states is None) != cached
+        compute = retriever.text_states
+        retriever.text_states = lambda side, texts: (sides.append(side), compute(side, texts))[1]
+        fit(retriever, data, config, states=states)
+        return retriever.linear.weight
+
+    plain, cached = run("plain", False), run("cached", True)
+    torch.testing.assert_close(plain, cached, atol=2e-3, rtol=0)
+    assert not torch.equal(plain, frozen().linear.weight)
+    run("resumed", True, steps=3)
+    assert torch.equal(run("resumed", True), cached)
+    assert set(sides) == {"query"}  # documents came from the store

@@ -1,0 +1,171 @@
+"""Which examples a step sees: one order for all processes, cut into contiguous rows by rank."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from core import distributed
+from core.batch import Batch
+from core.errors import UserError
+from core.protocols import RetrievalDataset, Retriever, TextStates
+from core.records import Document, Example
+from core.visual import VisualSource
+
+
+@dataclass
+class TrainBatch:
+    """One micro-batch of one process: B queries, B * nways documents (nways consecutive per query, positive first).
+
+    keys [B * nways, 3] int64: see ``document_keys``.
+    """
+
+    queries: Batch
+    documents: Batch
+    keys: Tensor
+    nways: int
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        return TrainBatch(self.queries.to(device), self.documents.to(device), self.keys.to(device), self.nways)
+
+
+class Order:
+    """The order of the examples of each epoch, a function of (seed, epoch) alone.
+
+    Row block ``[r * b, (r + 1) * b)`` of global batch k belongs to rank r, so W processes with batch b see exactly what
+    one process with batch W * b sees. A global batch that would not be full is dropped.
+    """
+
+    def __init__(
+        self,
+        dataset: RetrievalDataset,
+        split: str,
+        batch_size: int,
+        nways: int = 1,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> None:
+        self.dataset, self.split, self.nways, self.seed = dataset, split, nways, seed
+        self.rank = distributed.rank() if rank is None else rank
+        self.world = distributed.world() if world is None else world
+        self.batch_size = batch_size
+        self.epoch = -1
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Redraw the examples and shuffle them anew. Too few examples for one global batch are an error."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        self.items: Sequence[Example] = self.dataset.examples(self.split, epoch, self.seed)
+        # PCG64 with a seed sequence: the same numbers on every platform and rank.
+        self.permutation = np.random.default_rng([self.seed, epoch]).permutation(len(self.items))
+        if len(self) == 0:
+            raise UserError(
+                f"split '{self.split}' has {len(self.items)} examples, fewer than one batch of {self.batch_size} on "
+                f"{self.world} process(es); lower train.batch_size or train.accumulation."
+            )
+
+    def __len__(self) -> int:
+        """Global batches in the epoch."""
+        return len(self.items) // (self.batch_size * self.world)
+
+    def rows(self, index: int) -> list[int]:
+        """Positions in ``examples`` that this process takes of global batch ``index``."""
+        start = (index * self.world + self.rank) * self.batch_size
+        return self.permutation[start : start + self.batch_size].tolist()
+
+    def examples(self, index: int) -> list[Example]:
+        """This process's examples of global batch ``index``, each with enough hard negatives."""
+        chosen = [self.items[row] for row in self.rows(index)]
+        for example in chosen:
+            if len(example.negatives) < self.nways - 1:
+                raise UserError(
+                    f"example '{example.query.id}' has {len(example.negatives)} hard negatives, train.nways "
+                    f"{self.nways} wants {self.nways - 1}; lower train.nways or add negatives to the data."
+                )
+        return chosen
+
+
+class Collator:
+    """Examples to a TrainBatch. ``self[i]`` is global batch i of the order's present epoch, on the CPU."""
+
+    def __init__(
+        self,
+        order: Order,
+        retriever: Retriever,
+        visual: VisualSource | None = None,
+        states: TextStates | None = None,
+    ) -> None:
+        self.order, self.retriever, self.visual, self.states = order, retriever, visual, states
+
+    def __getitem__(self, index: int) -> TrainBatch | UserError:
+        try:
+            return self.collate(self.order.examples(index))
+        except UserError as error:  # travels as a value: a worker process would wrap it in its traceback
+            return error
+
+    def collate(self, examples: Sequence[Example]) -> TrainBatch:
+        nways = self.order.nways
+        documents = [d for e in examples for d in (e.positive, *e.negatives[: nways - 1])]
+        return TrainBatch(
+            self.retriever.collate_queries([e.query for e in examples], self.visual, self.states),
+            self.retriever.collate_documents(documents, self.visual, self.states),
+            document_keys(examples, nways),
+            nways,
+        )
+
+
+def stream(collator: Collator, first: int, stop: int, num_workers: int = 0) -> Iterator[TrainBatch]:
+    """Micro-batches ``first`` to ``stop`` of the order's present epoch, in order, whatever the number of workers."""
+    if num_workers == 0:
+        source: Iterator = (collator[i] for i in range(first, stop))
+    else:
+        # fork: workers share the retriever's tokenizer and the memory-mapped stores without pickling them.
+        context = multiprocessing.get_context("fork") if sys.platform == "linux" else None
+        source = iter(
+            DataLoader(
+                collator,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=range(first, stop),
+                num_workers=num_workers,
+                multiprocessing_context=context,
+                generator=torch.Generator(),  # its own, so that the loader draws nothing from the training RNG
+            )
+        )
+    for item in source:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def document_keys(examples: Sequence[Example], nways: int) -> Tensor:
+    """[B * nways, 3] int64 names of documents: id, content, and for a positive its query.
+
+    Two documents with the same id or content answer alike; so do two positives of one query. 0 = does not apply.
+    """
+    rows = []
+    for example in examples:
+        for i, document in enumerate((example.positive, *example.negatives[: nways - 1])):
+            asked = _number("query", example.query.id) if i == 0 else 0
+            rows.append([_number("id", document.id), _number("content", *_content(document)), asked])
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _content(document: Document) -> tuple[str, ...]:
+    text = " ".join(document.text.split()) or document.title
+    return (text, *(image.key for image in document.images))
+
+
+def _number(*parts: str) -> int:
+    digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True) | 1  # never 0
