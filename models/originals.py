@@ -186,7 +186,7 @@ def _clip_config(tensors: dict[str, Tensor]):
     layers = len({k.split(".layers.")[1].split(".")[0] for k in tensors if f"{base}encoder.layers." in k})
     return CLIPVisionConfig(
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=tensors[base + "encoder.layers.0.mlp.fc1.weight"].shape[0],
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 64),
         patch_size=size,

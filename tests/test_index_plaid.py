@@ -17,13 +17,15 @@ from index.plaid import EFFORTS, Index
 from tests.index_cases import ENCODER, corpus, overlap, questions, run_killed, snapshot
 
 DOCS = corpus(2000, rows=(5, 16), topics=300)
-QUERIES = questions(DOCS, 12, 40)
+QUERIES = questions(DOCS, 8, 40)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("plaid")
-    indexes = {n: Index.build(root / str(n), DOCS, dim=32, encoder=ENCODER, nbits=n) for n in (1, 2, 4, 8)}
+    indexes = {
+        n: Index.build(root / str(n), DOCS, dim=32, encoder=ENCODER, nbits=n, n_centroids=512) for n in (1, 2, 4, 8)
+    }
     indexes["exact"] = exact.Index.build(root / "exact", DOCS, dim=32, encoder=ENCODER)
     return indexes
 

@@ -20,7 +20,7 @@ from training.batches import Collator, Order
 from training.config import Config
 from training.loop import fit
 from training.objective import Contrastive
-from training.parallel import StepModule, train_mode, wrap
+from training.parallel import StepModule, quiet, train_mode, wrap
 from training.tracker import read
 
 FITS = {
@@ -110,6 +110,8 @@ def run_gradients(rank, folder, nways, gather):
     module = StepModule(retriever, Contrastive(gather=gather))
     train_mode(module)
     model = wrap(module, torch.device("cpu"), find_unused=True)
+    with quiet(model, last=False):
+        assert not model.require_backward_grad_sync  # earlier micro-batches send nothing
     batch = Collator(Order(ToyDataset(**DATA), "train", 4, nways, 3), retriever, ToyVisual())[1]
     model(batch)["loss"].backward()
     save({n: p.grad for n, p in retriever.named_parameters()}, folder, rank)

@@ -315,6 +315,16 @@ def test_learning_learns(tmp_path):
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
+def test_two_accumulated_batches_weigh_as_one_of_both(tmp_path):
+    """Where the batch itself gives no negatives, accumulation is only a matter of memory."""
+    common = {"nways": 3, "in_batch": False, "steps": 4}
+    fit(ToyRetriever(ToyConfig(dropout=0.0)), ToyDataset(negatives=2), settings(tmp_path / "a", batch_size=8, **common))
+    halves = settings(tmp_path / "b", batch_size=4, accumulation=2, **common)
+    fit(ToyRetriever(ToyConfig(dropout=0.0)), ToyDataset(negatives=2), halves)
+    one, two = ([(r["loss"], r["grad_norm"]) for r in read(tmp_path / run / "metrics.jsonl")] for run in "ab")
+    assert np.array(one) == pytest.approx(np.array(two), rel=1e-4)
+
+
 def test_clip_limits_the_step(tmp_path):
     config = settings(tmp_path / "a", steps=1, clip=1e-12)  # far below AdamW's eps, so the weights hardly move
     free = settings(tmp_path / "b", steps=1, clip=None)
