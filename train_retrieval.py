@@ -28,13 +28,13 @@ def run(argv: Sequence[str]) -> None:
         arguments().error("give --config_path, e.g. --config_path cfgs/flagfacts_mire.yaml")
 
     import torch
-    from training.loop import fit
 
     import dataset
     from core import distributed
     from core.device import pick_device
     from runs.settings import load
     from runs.training import build_retriever, save_config, text_states, validation, visual_features
+    from training.loop import fit
 
     cfg = load(args.config_path, args.overrides, args.limit)
     distributed.init()

@@ -80,8 +80,8 @@ class FlagFacts:
         if self.config.limit is None:
             paths = {p for sets in self.artwork.values() for p in sets.values()}
         else:
-            records = [r for split in SPLITS for r in self._records(split)]
-            paths = {r["image"] for r in records} | {p for r in records for p in self._train_images(r["country"])}
+            paths = {r["image"] for split in SPLITS for r in self._records(split)}
+            paths |= {p for r in self._records("train") for p in self._train_images(r["country"])}
         return [self._image(p) for p in sorted(paths)]
 
     # ---- drawing

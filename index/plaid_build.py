@@ -170,7 +170,6 @@ def _finish(path: Path, dim: int, encoder: dict, options: dict) -> None:
     codec = read_codec(path)
     write_json(
         path / MANIFEST,
-        check_positive,
         {
             "format": FORMAT,
             "dim": dim,
