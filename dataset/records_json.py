@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,38 @@ def read_records(path: str | Path, needed: Sequence[str]) -> list[dict[str, Any]
 
 
 def read_passages(path: str | Path) -> list[Document]:
-    """A passages file: one JSON object a line with ``id`` and ``text``, optionally ``title``; ids must be unique."""
-    documents = []
+    """A passages file; ids must be unique.
+
+    JSON lines with ``id`` and ``text`` (optionally ``title``), or a ``.csv`` with the columns ``kid`` (or ``id``) and
+    ``text``, as the OKVQA-GS and ReMuQ corpora come.
+    """
     try:
-        with open(path, encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = _csv_rows(handle) if str(path).endswith(".csv") else _json_rows(handle)
+            documents = []
+            while True:
                 try:
-                    row = json.loads(line)
-                    meta = {k: v for k, v in row.items() if k not in ("id", "text", "title")}
-                    documents.append(Document(str(row["id"]), row["text"], title=row.get("title", ""), meta=meta))
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    row = next(rows)
+                    meta = {k: v for k, v in row.items() if k not in ("id", "kid", "text", "title")}
+                    id_ = row["id"] if "id" in row else row["kid"]
+                    documents.append(Document(str(id_), row["text"], title=row.get("title", ""), meta=meta))
+                except StopIteration:
+                    break
+                except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(
-                        f"line {number} of '{path}' is not a passage ({type(error).__name__}: {error}); "
-                        'write {"id": ..., "text": ...} on it.'
+                        f"passage {len(documents) + 1} of '{path}' is not understood ({type(error).__name__}: {error}); "
+                        'write {"id": ..., "text": ...} on its line.'
                     ) from None
     except FileNotFoundError:
-        raise UserError(f"passages file '{path}' does not exist; check data.passages.") from None
+        raise UserError(f"passages file '{path}' does not exist; check the path.") from None
     return list(unique(documents))
+
+
+def _json_rows(handle) -> Iterator[dict]:
+    for line in handle:
+        if line.strip():
+            yield json.loads(line)
+
+
+def _csv_rows(handle) -> Iterator[dict]:
+    yield from csv.DictReader(handle)

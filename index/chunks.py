@@ -112,7 +112,6 @@ class ChunkWriter:
     def __init__(self, path: Path, dim: int, dtype: str, chunk_docs: int) -> None:
         self.path, self.dim, self.dtype, self.chunk_docs = path, dim, np.dtype(dtype), chunk_docs
         path.mkdir(parents=True, exist_ok=True)
-        remove_temporary(path)
 
     def extend(self, stream: Iterable[tuple[str, np.ndarray | None]]) -> Chunks:
         """Read the whole stream. Vectors may be None for documents that are committed already."""

@@ -176,7 +176,8 @@ def entities(path: Path) -> tuple[list[Entity], list[str]]:
             name = re.split(r" \(| note\b|;|,", next((f for f in forms if f.lower() not in EMPTY), ""))[0].strip()
             code = re.search(r"\.([a-z]{2})\b", flatten(entry.get("Communications", {}).get("Internet country code")))
             if not name or not code:
-                skipped.append(name or Path(file).stem)
+                stem = Path(file).stem
+                skipped.append(name or {"ee": "European Union", "xx": "World"}.get(stem, stem))
                 continue
             iso = {"uk": "gb"}.get(code[1], code[1])
             name = NAMES.get(iso, name)

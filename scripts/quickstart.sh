@@ -13,7 +13,7 @@ out=${OUT:-experiments/quickstart}
 extra=("visual.cache=$out/features" "$@")
 if [ "${1:-}" = "--smoke" ]; then
   out=${OUT:-experiments/quickstart-smoke}
-  extra=("visual.cache=$out/features" data.limit=16 train.steps=4 train.batch_size=8 train.warmup_steps=1
+  extra=("visual.cache=$out/features" data.limit=8 train.steps=4 train.batch_size=8 train.warmup_steps=1
     train.eval_every=2 eval.valid_queries=8 "${@:2}")
 fi
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from core.errors import UserError
 from index.codec import pack_bits, unpack_bits
 from index.colbert_ai import ColbertAIIndex
-from index.colbert_ai_search import Parameters, candidates, search
+from index.colbert_ai_search import Parameters, _prune, candidates, search
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 
@@ -140,6 +140,17 @@ def test_search(case):
             continue
         compared.add(name)
     assert len(compared) >= 3
+
+
+def test_pruning_ties_go_to_the_larger_passage_number():
+    index = ColbertAIIndex.__new__(ColbertAIIndex)
+    index.codes, index.doclens = torch.tensor([0, 1, 0, 1, 2, 0, 1]), torch.tensor([2, 2, 1, 2])
+    index.offsets = torch.tensor([0, 2, 4, 5, 7])  # passages 0, 1 and 3 have the same centroids
+    similar = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.1, 0.1]])
+    keep = torch.ones(3, dtype=torch.bool)
+    assert _prune(index, similar, torch.arange(4), keep, 2).tolist() == [3, 1]
+    keep[2] = False  # nothing is left of passage 2
+    assert _prune(index, similar, torch.arange(4), keep, 4).tolist() == [3, 1, 0, 2]
 
 
 def test_errors(tmp_path, case):

@@ -210,6 +210,7 @@ def test_a_killed_build_goes_on_with_the_same_bytes(tmp_path, stage, committed):
     docs = corpus(300)
     whole = Index.build(tmp_path / "whole", docs, dim=32, encoder=ENCODER, chunk_docs=50)
     run_killed(KILLED, tmp_path / "killed", stage)
+    (tmp_path / "killed" / ".chunk-00002.codes.npy.abc.tmp").write_text("half")  # killed in the middle of a write
     assert (tmp_path / "killed" / "codebook.json").is_file() == (stage != "stream")
     assert Index.committed(tmp_path / "killed") == committed
     rest = [(id_, v if i >= committed else None) for i, (id_, v) in enumerate(docs)]
