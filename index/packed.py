@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.maxsim import segment_max
 from index.common import NO_VECTORS, NOT_RANKED, best_keys, rank_keys
 
 BUDGET_BYTES = 256 << 20
@@ -15,16 +16,6 @@ BUDGET_BYTES = 256 << 20
 
 QUERY_ROWS = 4096
 """Query rows taken through the index in one pass; more would shrink the blocks of documents."""
-
-
-def segment_max(values: Tensor, lengths: Tensor) -> Tensor:
-    """values [sum(lengths), C], lengths [n] int64 -> [n, C]: the maximum over each segment, dtype-min where empty.
-
-    scatter_reduce is 3 to 20 times faster on CPU than torch.segment_reduce (6 ms against 70 ms for 60,000 x 512).
-    """
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
-    out = values.new_full((len(lengths), values.shape[1]), torch.finfo(values.dtype).min)
-    return out.scatter_reduce_(0, owner[:, None].expand(-1, values.shape[1]), values, "amax")
 
 
 def packed_scores(queries: Tensor, vectors: Tensor, lengths: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ def run(argv: Sequence[str]) -> None:
     from evaluation.report import table
     from models.artifacts import weight_digest
     from runs.settings import index_module, load
+    from training.states import TextStates
 
     cfg = load(args.config_path, args.overrides, args.limit)
     out = Path(cfg.run.out)
@@ -62,7 +63,9 @@ def run(argv: Sequence[str]) -> None:
         print(f"report was complete: '{out / 'report.json'}'")
         return
     data = dataset.build(cfg.data)
-    encode = query_encoder(retriever, visual_source(retriever, cfg.visual.cache))
+    # A frozen trunk sees each distinct question once, however many pictures it is asked about.
+    states = TextStates(retriever) if retriever.frozen_text_key("query") else None
+    encode = query_encoder(retriever, visual_source(retriever, cfg.visual.cache), states)
     effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
     report: dict = {}
     for split in cfg.eval.splits or data.test_splits:
