@@ -11,7 +11,7 @@ install() {
     echo "== installing $* into .venv (the first time this downloads PyTorch)"
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
     for file in "$@"; do set -- "$@" -r "$file"; shift; done
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+    .venv/bin/python -m pip install --disable-pip-version-check "$@"
     touch "$stamp"
     echo "== installed in $((SECONDS - begin)) s (download included)"
   fi

@@ -10,12 +10,20 @@ begin=$SECONDS
 
 config=cfgs/flagfacts_mire.yaml
 out=${OUT:-experiments/quickstart}
-extra=("visual.cache=$out/features" "$@")
-if [ "${1:-}" = "--smoke" ]; then
-  out=${OUT:-experiments/quickstart-smoke}
-  extra=("visual.cache=$out/features" data.limit=8 train.steps=4 train.batch_size=8 train.warmup_steps=1
-    train.eval_every=2 eval.valid_queries=8 "${@:2}")
-fi
+changes=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --smoke)
+      out=${OUT:-experiments/quickstart-smoke}
+      changes+=(data.limit=8 train.steps=4 train.batch_size=8 train.warmup_steps=1 train.eval_every=2 eval.valid_queries=8)
+      ;;
+    --limit) changes+=("data.limit=$2") && shift ;;
+    *=*) changes+=("$1") ;; # section.key=value
+    *) echo "usage: bash scripts/quickstart.sh [--smoke] [--limit N] [section.key=value ...]" >&2 && exit 2 ;;
+  esac
+  shift
+done
+changes=("visual.cache=$out/features" ${changes[@]+"${changes[@]}"})
 
 stage() {
   local start=$SECONDS
@@ -25,17 +33,20 @@ stage() {
   echo "== done in $((SECONDS - start)) s"
 }
 
-stage "towers" python scripts/prepare_towers.py --root ckpts
-stage "visual features" python -m runs.run_visual_embedder --config_path $config "${extra[@]}"
+mkdir -p "$out"
+stage "towers" bash -c 'set -o pipefail; python scripts/prepare_towers.py --root ckpts | tee "$0/towers.jsonl"' "$out"
+downloads=$(python -c 'import json, sys; print(round(sum(json.loads(line)["download_s"] for line in open(sys.argv[1]))))' \
+  "$out/towers.jsonl")
+stage "visual features" python -m runs.run_visual_embedder --config_path $config "${changes[@]}"
 for modality in image+question question image; do
-  run=("data.modality=$modality" "run.out=$out/$modality" "${extra[@]}")
+  run=("data.modality=$modality" "run.out=$out/$modality" "${changes[@]}")
   [ "$modality" = image+question ] || run+=("eval.ablations=[]")
   stage "train: $modality" python train_retrieval.py --config_path $config "${run[@]}"
-  stage "index: $modality" python -m runs.run_indexer --config_path $config "${run[@]}"
+  stage "index: $modality" python -m runs.run_indexer --overwrite --config_path $config "${run[@]}"
   stage "evaluate: $modality" python -m runs.evaluate_retrieval --reuse --config_path $config "${run[@]}"
 done
 echo
 python -m runs.report --out "$out" "$out/image+question" "$out/question" "$out/image"
-echo "everything took $((SECONDS - begin)) s besides the installation"
+echo "downloading the towers took $downloads s, everything else $((SECONDS - begin - downloads)) s (installation apart)"
 echo "ask it yourself:"
 echo "  .venv/bin/python -m runs.search 'Which crops do farmers grow here?' --image data/flagfacts/images/twemoji/fr.png --run $out/image+question"

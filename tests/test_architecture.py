@@ -115,3 +115,17 @@ def test_unknown_names_are_errors():
     for room in ("models", "dataset"):
         with pytest.raises(UserError, match=r"'nothing'.*known"):
             importlib.import_module(room).module("nothing")
+
+
+def test_every_package_is_installed():
+    """``pip install -e .`` makes exactly these importable."""
+    import re
+
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'"([\w.]+)"', re.search(r"packages = \[(.*?)\]", text, re.S)[1]))
+    found = {
+        ".".join(p.parent.relative_to(ROOT).parts)
+        for room in [*ROOMS, "core", "runs"]
+        for p in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == found

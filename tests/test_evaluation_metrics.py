@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import UserError
@@ -135,7 +135,6 @@ def judged_runs(draw):
     return rankings, qrels, draw(st.integers(1, 15))
 
 
-@settings(max_examples=150, deadline=None)
 @given(judged_runs())
 def test_against_naive(case):
     rankings, qrels, k = case
