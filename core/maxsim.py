@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from core.tokens import TokenBatch
 
@@ -19,23 +20,55 @@ def maxsim(queries: TokenBatch, documents: TokenBatch, budget_bytes: int = BUDGE
     ``index``). Sums are taken in float32 whatever the inputs' dtype. Documents are taken in chunks so that no more
     than ``budget_bytes`` of similarities exist at once in the forward pass; values and gradients do not depend on it.
     """
-    per_document = max(1, len(queries) * queries.mask.shape[1] * documents.mask.shape[1] * 4)
-    chunk = max(1, budget_bytes // per_document)
-    scores = [
-        _block(queries.embeddings, queries.mask, documents.embeddings[s : s + chunk], documents.mask[s : s + chunk])
-        for s in range(0, len(documents), chunk)
-    ]
-    return torch.cat(scores, dim=1) if scores else queries.embeddings.new_zeros(len(queries), 0, dtype=torch.float32)
+    q, d = queries.embeddings, documents.embeddings.to(queries.embeddings.dtype)
+    # A document without rows keeps the dtype's minimum as its maximum, which must not enter the sum.
+    counts = queries.mask[:, :, None] & documents.mask.any(-1)[None, None]  # [Bq, Tq, Bd]
+    best = _BestRows.apply(q.flatten(0, 1), d, documents.mask, budget_bytes)
+    return best.view(*queries.mask.shape, len(documents)).float().masked_fill(~counts, 0.0).sum(1)
 
 
-def _block(q: Tensor, q_mask: Tensor, d: Tensor, d_mask: Tensor) -> Tensor:
-    bq, tq, dim = q.shape
-    bd, td, _ = d.shape
-    sims = q.reshape(bq * tq, dim) @ d.reshape(bd * td, dim).to(q.dtype).T
-    sims = sims.view(bq, tq, bd, td).masked_fill(~d_mask[None, None], torch.finfo(sims.dtype).min)
-    best = sims.amax(-1).float()
-    counts = q_mask[:, :, None] & d_mask.any(-1)[None, None]
-    return best.masked_fill(~counts, 0.0).sum(1)
+class _BestRows(torch.autograd.Function):
+    """best[r, j] = max over rows t of document j of <q_r, d_jt>.
+
+    The gradient of a maximum touches one document row per (r, j). Remembering which one makes the backward pass a
+    weighted gather of Bd vectors per query row, instead of two dense products with a matrix that is almost all zeros.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, d: Tensor, mask: Tensor, budget_bytes: int) -> Tensor:
+        """q [R, D], d [Bd, Td, D], mask [Bd, Td] -> [R, Bd]."""
+        bd, td, dim = d.shape
+        best = q.new_empty(len(q), bd)
+        where = torch.empty(len(q), bd, dtype=torch.int64, device=q.device)
+        chunk = max(1, budget_bytes // max(1, 4 * len(q) * td))
+        for start in range(0, bd, chunk):
+            part = slice(start, min(start + chunk, bd))
+            sims = (q @ d[part].reshape(-1, dim).T).view(len(q), -1, td)
+            sims.masked_fill_(~mask[part], torch.finfo(sims.dtype).min)
+            best[:, part], where[:, part] = sims.max(-1)
+        ctx.save_for_backward(q, d, where)
+        return best
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        q, d, where = ctx.saved_tensors
+        flat = d.flatten(0, 1)
+        rows = where + torch.arange(len(d), device=d.device) * d.shape[1]  # [R, Bd]: row of flat that won
+        grad_q = grad_d = None
+        if ctx.needs_input_grad[0]:
+            grad_q = _weighted_sums(flat, rows.flatten(), grad.flatten(), torch.full_like(rows[:, 0], rows.shape[1]))
+        if ctx.needs_input_grad[1]:
+            order = rows.flatten().argsort(stable=True)  # stable: the same sums, bit for bit, every time
+            owner = torch.div(order, rows.shape[1], rounding_mode="floor")
+            counts = torch.bincount(rows.flatten(), minlength=len(flat))
+            grad_d = _weighted_sums(q, owner, grad.flatten()[order], counts).view_as(d)
+        return grad_q, grad_d, None, None
+
+
+def _weighted_sums(vectors: Tensor, index: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """Sums of ``weights[k] * vectors[index[k]]`` over consecutive groups of ``counts`` items: [len(counts), D]."""
+    offsets = counts.cumsum(0) - counts
+    return embedding_bag(index, vectors, offsets, mode="sum", per_sample_weights=weights.to(vectors.dtype))
 
 
 def maxsim_pairs(queries: TokenBatch, documents: TokenBatch) -> Tensor:
