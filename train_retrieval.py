@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.cli import main
-from runs.common import parser
+from runs.common import parse, parser
 
 
 def arguments():
@@ -22,8 +22,8 @@ def arguments():
     return made
 
 
-def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+def run(argv: Sequence[str]) -> int | None:
+    args = parse(arguments(), argv)
     if not args.config_path:
         arguments().error("give --config_path, e.g. --config_path cfgs/flagfacts_mire.yaml")
 
@@ -33,11 +33,20 @@ def run(argv: Sequence[str]) -> None:
     from core import distributed
     from core.device import pick_device
     from runs.settings import load
-    from runs.training import build_retriever, save_config, text_states, validation, visual_features
+    from runs.training import (
+        build_retriever,
+        cap_batch,
+        check_data,
+        save_config,
+        text_states,
+        validation,
+        visual_features,
+    )
     from training.loop import fit
+    from training.same_run import check_same_run
 
     cfg = load(args.config_path, args.overrides, args.limit)
-    distributed.init()
+    distributed.init(cfg.run.device)
     try:
         torch.manual_seed(cfg.train.seed)
         out = Path(cfg.run.out)
@@ -49,8 +58,13 @@ def run(argv: Sequence[str]) -> None:
             count = sum(p.numel() for p in retriever.parameters() if p.requires_grad)
             print(f"{cfg.model.name}: {count:,} trainable parameters on {device}, {cfg.train.precision}")
         if args.check:
-            return
+            return check_data(cfg)
         data = dataset.build(cfg.data)
+        if args.limit is not None:
+            cap_batch(cfg, data)
+        # Defaults included: a default written out later is no difference when the run goes on.
+        facts = {"config": {**cfg.raw, "model": cfg.model.model_dump(), "data": cfg.data.model_dump()}}
+        check_same_run(out, cfg.train, facts)
         save_config(cfg, out)
 
         # 2. what frozen towers say, computed once
@@ -60,10 +74,14 @@ def run(argv: Sequence[str]) -> None:
             return
 
         # 3. learn, look at the validation split from time to time, keep the best
-        fit(
+        outcome = fit(
             retriever, data, cfg.train, out=out, visual=visual, states=states,
-            validate=validation(cfg, data, visual, states), provenance={"config": cfg.raw},
+            validate=validation(cfg, data, visual, states), provenance=facts,
         )  # fmt: skip
+        if outcome.stopped:
+            if distributed.is_main():
+                print(f"stopped by a signal after step {outcome.step} of {outcome.total}; the same command goes on.")
+            return 130
     finally:
         distributed.close()
 

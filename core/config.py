@@ -43,12 +43,23 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     return raw
 
 
+def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict:
+    """Plain containers with ``key=value`` changes merged in."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(dict(raw)), OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(
+            f"{' '.join(overrides)} cannot be merged: {' '.join(str(error).split())}; correct it."
+        ) from None
+
+
 def validate(raw: Mapping[str, Any], schema: Schema) -> dict[str, BaseModel]:
     """Validate every section of ``raw``; all errors of all sections come in one UserError."""
     problems = [_unknown(key, list(schema), "") for key in raw if key not in schema]
     sections: dict[str, BaseModel] = {}
     for name, kind in schema.items():
-        section = raw.get(name) or {}
+        section = {} if raw.get(name) is None else raw[name]
         if not isinstance(section, Mapping):
             problems.append(f"{name}: got {section!r}, wants a mapping of keys")
             continue
@@ -75,6 +86,9 @@ def _sentence(section: str, cls: type[BaseModel], error: Mapping[str, Any]) -> s
         return _unknown(str(error["loc"][-1]), _keys(cls, error["loc"][:-1]), path[: path.rfind(".") + 1])
     if error["type"] == "missing":
         return f"{path}: is missing; add it"
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # a validator that says it all, path included
+        return str(cause)
     return f"{path}: got {error['input']!r}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

@@ -9,14 +9,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from core.errors import UserError
 from core.tokens import TokenBatch
 
 
-def init() -> None:
-    """Join the process group when torchrun started this process; otherwise do nothing."""
+def init(device: str = "auto") -> None:
+    """Join the process group when torchrun started this process; otherwise do nothing.
+
+    device: where the run computes, as in run.device: gloo for "cpu" also where CUDA exists, else nccl when it does.
+    """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if device.startswith(("auto", "cuda")) and torch.cuda.is_available() else "gloo"
         if backend == "nccl":
+            if local_rank() >= torch.cuda.device_count():
+                raise UserError(
+                    f"process {local_rank()} has no GPU of its own, this machine has {torch.cuda.device_count()}; "
+                    "start as many processes as GPUs (--nproc_per_node), or set run.device=cpu."
+                )
             torch.cuda.set_device(local_rank())
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
 
@@ -45,6 +54,14 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def patient_barrier() -> None:
+    """A barrier for long work of one process: the default group gives up after half an hour, this one after a week."""
+    if world() > 1:
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        dist.barrier(group=group)
+        dist.destroy_process_group(group)
 
 
 def mean(value: float) -> float:

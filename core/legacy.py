@@ -37,6 +37,12 @@ ELSEWHERE = {"model.pretraining", "trainer_config.frozen", "data_config.dataset_
              "experiment.exp_name"}  # fmt: skip
 """Keys that ``adapt_yaml`` reads itself."""
 
+BLOCKS = {"vid2r", "vl_ict", "okvqa", "okvqa_gs", "remuq", "m2kr", "aokvqa", "infoseek", "fvqa", "webqa"}
+"""Blocks of data_config, one per data set; ``dataset_name`` chooses one, the data section's class judges its keys."""
+
+PUBLISHED = {"train.gather": False, "train.clip": None, "train.false_negatives": "keep"}
+"""What the originals did without a key for it, where our default is another."""
+
 DEAD = {
     "data_config.image_size", "data_config.hard_neg_num", "data_config.in_batch_neg_num", "data_config.shuffle_cand",
     "data_config.returns", "trainer_config.eval_steps", "trainer_config.early_stop", "trainer_config.print_freq",
@@ -51,25 +57,52 @@ DEAD = {
 
 def adapt_yaml(raw: dict) -> dict:
     """An original config as one of ours; ours passes through untouched."""
-    if not SECTIONS & set(raw):
+    if not is_original(raw):
         return raw
-    flat = dict(_flatten(raw, {"data_config": {raw.get("data_config", {}).get("dataset_name")}}))
+    data = _mapping(raw, "data_config")
+    flat = dict(_flatten({**raw, "data_config": {k: v for k, v in data.items() if k not in BLOCKS}}))
     out: dict[str, Any] = {}
+    for key, value in PUBLISHED.items():
+        _put(out, key, value)
     dead, unknown = [], []
     for key, value in flat.items():
         if key in MAP:
             target, convert = MAP[key]
-            _put(out, target, convert(value))
+            try:
+                _put(out, target, convert(value))
+            except (TypeError, ValueError):
+                raise UserError(f"{key} is {value!r}; write {_WANTS.get(convert, 'a text')}.") from None
         elif key in DEAD:
             dead.append(key)
-        elif key not in ELSEWHERE and not key.startswith("data_config."):
+        elif key not in ELSEWHERE:
             unknown.append(key)
     if unknown:
         raise UserError(f"the original config has keys that are not known: {', '.join(unknown)}; remove them.")
     _phase(out, bool(flat.get("model.pretraining", False)), bool(flat.get("trainer_config.frozen", False)))
-    out["data"] = _data(raw.get("data_config", {}))
+    if out.get("run", {}).get("init"):
+        _put(out, "model.fresh", [])  # the checkpoint holds every weight
+    out["data"] = _data(data)
     print(f"note: an original config was adapted; without effect here: {', '.join(sorted(dead))}", file=sys.stderr)
     return out
+
+
+def is_original(raw: Mapping[str, Any]) -> bool:
+    return bool(SECTIONS & set(raw))
+
+
+def is_original_key(path: str) -> bool:
+    """Whether a dotted path is one of the originals' and none of ours."""
+    return path.split(".")[0] in SECTIONS or path in {*MAP, *ELSEWHERE, *DEAD} - {"model.num_tokens", "model.num_heads"}
+
+
+_WANTS = {int: "a whole number", float: "a number"}
+
+
+def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = {} if raw.get(key) is None else raw[key]
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key} is {value!r}; write a mapping of keys.")
+    return value
 
 
 def _phase(out: dict, pretraining: bool, frozen: bool) -> None:
@@ -84,8 +117,11 @@ def _phase(out: dict, pretraining: bool, frozen: bool) -> None:
 
 def _data(config: Mapping[str, Any]) -> dict:
     name = config.get("dataset_name")
-    block = dict(config.get(name, config.get("okvqa" if name == "okvqa_gs" else name, {})) or {})
-    names = {"data_path": "path", "img_dir": "image_dir", "valid_data_path": "valid_path", "image_cached": None}
+    if name is None:
+        raise UserError("data_config.dataset_name is missing; write the name of the data set, such as vid2r.")
+    block = _mapping(config, name if name in config or name != "okvqa_gs" else "okvqa")
+    names = {"data_path": "path", "img_dir": "image_dir", "valid_data_path": "valid_path", "image_cached": None,
+             "image_size": None}  # fmt: skip
     out = {"name": name}
     for key, value in block.items():
         target = names.get(key, key)
@@ -94,11 +130,11 @@ def _data(config: Mapping[str, Any]) -> dict:
     return out
 
 
-def _flatten(raw: Mapping[str, Any], stop: Mapping[str, set], prefix: str = ""):
+def _flatten(raw: Mapping[str, Any], prefix: str = ""):
     for key, value in raw.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, stop, f"{path}.")
+            yield from _flatten(value, f"{path}.")
         else:
             yield path, value
 

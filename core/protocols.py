@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from core.batch import Batch
-from core.records import Document, Example, Query
+from core.records import Document, Example, ImageRef, Query
 from core.tokens import TokenBatch
 from core.visual import VisualSource
 
@@ -50,7 +50,7 @@ class Retriever(Protocol):
         """Divisor of the scores in the loss, for the present stage."""
         ...
 
-    def identity(self) -> dict:
+    def identity(self, images: bool = False) -> dict:
         """What an index or a state cache made with these weights must name (family, config, weight digest)."""
         ...
 
@@ -69,6 +69,10 @@ class Retriever(Protocol):
 class RetrievalDataset(Protocol):
     """What is asked and what can answer. A module ``dataset/<name>.py`` exposes ``Config`` and ``build(config)``."""
 
+    train_split: str  # its examples are drawn
+    valid_split: str  # validates while training
+    test_splits: Sequence[str]  # what evaluation judges when the YAML names no splits
+
     def corpus(self) -> Sequence[Document]: ...
     def queries(self, split: str) -> Sequence[Query]: ...
 
@@ -79,6 +83,10 @@ class RetrievalDataset(Protocol):
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, int]]:
         """query id -> {document id: relevance > 0}."""
+        ...
+
+    def images(self) -> Sequence[ImageRef]:
+        """Every image that a query or document of any split can show, each once: what a feature cache must hold."""
         ...
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.config import check
+from core.differences import differences
 from core.errors import UserError
 from core.files import atomic_folder, read_json, write_json
 from models.keys.towers import canonical
@@ -31,11 +32,11 @@ def weight_digest(*modules: nn.Module) -> str:
 def settle_fresh(missing: list[str], fresh: list[str], where: str) -> None:
     """Every weight left at its initial value must be declared in ``model.fresh`` and nothing else may be.
 
-    missing: names at init. fresh: prefixes of names ("linear", "fusion") that the YAML declares.
+    missing: names at init. fresh: whole dotted components of names ("linear", "fusion.k_state") that the YAML declares.
     """
 
-    def covers(prefix: str, name: str) -> bool:
-        return name.startswith(prefix) or f".{prefix}" in name
+    def covers(part: str, name: str) -> bool:
+        return f".{part}." in f".{name}."
 
     undeclared = [m for m in missing if not any(covers(f, m) for f in fresh)]
     if undeclared:
@@ -48,6 +49,33 @@ def settle_fresh(missing: list[str], fresh: list[str], where: str) -> None:
     if unused:
         raise UserError(
             f"model.fresh names {unused}, but '{where}' contains these weights; remove them from model.fresh."
+        )
+
+
+PHASES = {"train", "valid", "eval", "frozen", "fresh", "mask_policy", "visual_noise", "text_tower"}
+"""Config keys that another phase may choose anew for the same weights. All others decide what the weights mean."""
+
+
+def check_compatible(there, wanted, where: str = "run.init") -> None:
+    """Whether the weights of a checkpoint with config ``there`` are right for the config ``wanted``.
+
+    Names of towers may differ (the checkpoint holds their weights). Errors: UserError with every structural difference.
+    """
+
+    def structure(config) -> dict:
+        plain = config.model_dump(mode="json", exclude=PHASES)
+        if isinstance(plain.get("vision"), dict):
+            plain["vision"].pop("tower", None)
+        return plain
+
+    if there.name != wanted.name:  # two families differ in everything else too
+        lines = differences({"name": there.name}, {"name": wanted.name}, "model")
+    else:
+        lines = differences(structure(there), structure(wanted), "model")
+    if lines:
+        raise UserError(
+            f"{where} does not fit the model section ({'; '.join(lines)}); set these to the checkpoint's values or "
+            "give another checkpoint."
         )
 
 
@@ -88,7 +116,19 @@ def save_retriever(retriever, path: str | Path, facts: dict | None) -> None:
                 keeper.save(folder / name)
         save_tensors(folder / "model.safetensors", portable_state(retriever))
         write_json(folder / "config.json", {"retriever": retriever.config.model_dump(), "format": FORMAT})
-        write_json(folder / "provenance.json", provenance(facts))
+        write_json(folder / "provenance.json", provenance(with_source(retriever, facts)))
+
+
+def with_source(retriever, facts: dict | None) -> dict:
+    """``facts``, and under "source" the provenance of the files that the retriever was read from."""
+    source = getattr(retriever, "provenance", None)
+    return {**(facts or {}), **({"source": source} if source else {})}
+
+
+def read_provenance(folder: Path) -> dict | None:
+    """The folder's provenance.json, None when it has none."""
+    file = folder / "provenance.json"
+    return read_json(file, "provenance") if file.is_file() else None
 
 
 def load_retriever(cls: type, path: str | Path):
@@ -103,6 +143,7 @@ def load_retriever(cls: type, path: str | Path):
     tensors = read_weights(folder)
     retriever = cls.skeleton(check(cls.Config, section, "model"), folder, tensors)
     load_portable(retriever, tensors, path)
+    retriever.provenance = read_provenance(folder)
     return retriever.eval()
 
 
@@ -130,12 +171,6 @@ def portable_name(retriever, name: str) -> str:
         if name.startswith(prefix):
             return prefix + canonical(config.model_type, name[len(prefix) :])
     return name
-
-
-def tower_config(folder: Path):
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder)
 
 
 def has_pooler(names: Iterable[str]) -> bool:

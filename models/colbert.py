@@ -19,6 +19,7 @@ from core.records import Document, Query
 from core.tokens import Rows, TokenBatch
 from models import artifacts
 from models.pooling import pool_tokens
+from models.towers.folders import tower_config
 from models.towers.text import TextTower, load_text_tower
 from models.towers.tokenizer import ColbertTokenizer
 
@@ -208,6 +209,8 @@ class ColBERT(nn.Module):
             "kind": f"text states, {side}",
             "weights": artifacts.weight_digest(self.text.trunk),
             "maxlen": length,
+            "marker": self.tokenizer.doc_marker_id if side == "document" else self.tokenizer.query_marker_id,
+            "tokenizer": self.tokenizer.digest,
             "dtype": "float16",
             **self._query_key(side),
         }
@@ -227,13 +230,18 @@ class ColBERT(nn.Module):
 
     # ---- identity and files
 
-    def identity(self) -> dict:
-        """What document vectors made now depend on. An index stores it and refuses another's queries."""
+    def identity(self, images: bool = False) -> dict:
+        """What document vectors made now depend on. An index stores it and refuses another's queries.
+
+        images: some documents have images (never here; a retriever that sees them adds what their rows depend on).
+        """
         options = self.options()
         return {
             "retriever": self.config.name,
             "text": artifacts.weight_digest(self.text),
             "dim": self.config.dim,
+            "marker": self.tokenizer.doc_marker_id,
+            "tokenizer": self.tokenizer.digest,
             "doc_maxlen": options.doc_maxlen,
             "mask_punctuation": options.mask_punctuation,
         }
@@ -250,7 +258,7 @@ class ColBERT(nn.Module):
     @classmethod
     def skeleton(cls, config: Config, folder: Path, names: Iterable[str]) -> ColBERT:
         """The module with the towers' shapes and no weights yet, for ``from_pretrained``."""
-        text = TextTower(artifacts.tower_config(folder / "text"), config.dim, artifacts.has_pooler(names))
+        text = TextTower(tower_config(folder / "text"), config.dim, artifacts.has_pooler(names))
         return cls(config, text, make_tokenizer(config, folder / "text"))
 
     def tower_folders(self) -> dict[str, tuple]:

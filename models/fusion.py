@@ -24,7 +24,9 @@ class QueryGuidedAttentivePooling(nn.Module):
         self.v_state = nn.Linear(2 * inner, inner, bias=False)
         self.o_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim))
         self.split_mlp = nn.Sequential(
-            nn.Linear(v, tokens * dim // 2), nn.Tanh(), nn.Linear(tokens * dim // 2, tokens * dim)
+            nn.Linear(v, tokens * dim // 2),
+            nn.Tanh(),
+            nn.Linear(tokens * dim // 2, tokens * dim),
         )
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -18,11 +18,13 @@ from torch.nn.functional import normalize
 
 from core.batch import Batch
 from core.errors import UserError
+from core.files import fingerprint
 from core.records import Document, Query
 from core.tokens import Rows, TokenBatch
 from core.visual import VisualBatch, VisualSource
 from models import artifacts, colbert
 from models.fusion import QueryGuidedAttentivePooling
+from models.towers.folders import tower_config
 from models.towers.images import PixelSource
 from models.towers.text import TextTower, load_text_tower
 from models.towers.tokenizer import ColbertTokenizer
@@ -47,6 +49,7 @@ class Config(colbert.Config):
     """``model`` section for ``name: mire``.
 
     num_tokens T, num_heads H: global and pooled rows per image. frozen: of "text", "linear", "vision", "fusion".
+    visual_noise: Gaussian noise on features while training, in standard deviations per dimension; 0 as published.
     mask_policy: what [MASK] padding of queries does.
       legacy  attended and counted in training, masked at inference, as published; masked rows enter the pooling
       train   attended and counted everywhere
@@ -58,6 +61,7 @@ class Config(colbert.Config):
     num_tokens: int = Field(16, ge=1)
     num_heads: int = Field(12, ge=1)
     residual: bool = False
+    visual_noise: float = Field(0.0, ge=0)
     mask_policy: Literal["legacy", "train", "clean"] = "legacy"
     frozen: list[Literal["text", "linear", "vision", "fusion"]] = ["vision"]
     fresh: list[str] = ["fusion"]
@@ -210,6 +214,8 @@ class MIRe(colbert.ColBERT):
     def visual_rows(self, images: VisualBatch, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Global rows [N, T, dim], pooled rows [N, H, dim] (neither normalised), attention [N, H, L, P]."""
         features = self.visual_features(images)
+        if self.training and self.config.visual_noise:
+            features = _noisy(features, self.config.visual_noise)
         pooled, attention = self.fusion.pooled_rows(
             features.patches, text, mask, exclude_masked=self.config.mask_policy == "clean"
         )
@@ -217,10 +223,11 @@ class MIRe(colbert.ColBERT):
 
     def encode_documents(self, batch: Batch) -> TokenBatch:
         """Text rows as ColBERT; an image adds T + H rows in front, steered by a fixed prompt."""
-        keep = batch["keep"]
         if batch.images is None:
             return super().encode_documents(batch)
-        keep = keep & batch["has_text"][:, None]
+        # Beside an image an absent text has nothing to say. Without one its markers are the document, as in ColBERT.
+        drop = (batch.image_counts > 0) & ~batch["has_text"]
+        keep = batch["keep"] & ~drop[:, None]
         text = self.text.project(self.states(batch)) * keep.unsqueeze(-1)
         prompt_ids, prompt_mask = (t.to(text.device) for t in self.prompt())
         prompt = self.text.project(self.text.states(prompt_ids, prompt_mask))
@@ -249,14 +256,28 @@ class MIRe(colbert.ColBERT):
     def _query_key(self, side: str) -> dict:
         return {} if side == "document" else {"mask_policy": self.config.mask_policy, "stage": self.stage}
 
-    def identity(self) -> dict:
-        """Text documents do not depend on the fusion head: an index of the plain text tower is reusable."""
-        return {**super().identity(), "retriever": "colbert"}
+    def identity(self, images: bool = False) -> dict:
+        """Text documents do not depend on the fusion head: an index of the plain text tower is reusable.
+
+        images: documents have images, so their vectors also follow the fusion head, the vision tower and the prompt.
+        """
+        plain = {**super().identity(), "retriever": "colbert"}
+        if not images:
+            return plain
+        preprocessing = self._pixels.describe() if self._pixels is not None else {}
+        return {
+            **plain,
+            "retriever": self.config.name,
+            "fusion": artifacts.weight_digest(self.fusion),
+            "residual": self.config.residual,
+            "visual": fingerprint(self.vision.fingerprint(preprocessing)),
+            "prompt": fingerprint([self.prompt()[0].tolist()]),
+        }
 
     @classmethod
     def skeleton(cls, config: Config, folder: Path, names: Iterable[str]) -> MIRe:
-        text = TextTower(artifacts.tower_config(folder / "text"), config.dim, artifacts.has_pooler(names))
-        vision = VisionTower(artifacts.tower_config(folder / "vision"), config.vision)
+        text = TextTower(tower_config(folder / "text"), config.dim, artifacts.has_pooler(names))
+        vision = VisionTower(tower_config(folder / "vision"), config.vision)
         return cls(config, text, colbert.make_tokenizer(config, folder / "text"), vision, pixels_of(folder / "vision"))
 
     def tower_folders(self) -> dict[str, tuple]:
@@ -269,6 +290,16 @@ def _assemble(parts: list[tuple[str, Tensor, Tensor]], extras: dict) -> TokenBat
     source = torch.cat([torch.arange(rows.shape[1]) for _, rows, _ in parts])
     embeddings = normalize(torch.cat([rows for _, rows, _ in parts], 1), dim=-1)
     return TokenBatch(embeddings, torch.cat([mask for _, _, mask in parts], 1), Rows(kinds, source), extras)
+
+
+def _noisy(features: VisualBatch, scale: float) -> VisualBatch:
+    """Features with Gaussian noise of ``scale`` times their standard deviation over the batch, per dimension."""
+
+    def add(values: Tensor) -> Tensor:
+        spread = values.flatten(0, -2).std(0, correction=0)
+        return values + scale * spread * torch.randn_like(values)
+
+    return VisualBatch(global_=add(features.global_), patches=add(features.patches))
 
 
 def pixels_of(folder: Path) -> PixelSource | None:

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.files import atomic_folder, read_json, write_json
 from models import artifacts, colbert, mire
 from models.keys.mire import COLBERT_PREFIXES, PREFIXES, to_ours, to_theirs
-from models.towers.folders import read_weights, resolve
+from models.towers.folders import read_weights, resolve, tower_config
 from models.towers.text import TextTower
 from models.towers.vision import VisionConfig, VisionTower, vision_trunk_config
 
@@ -29,19 +29,19 @@ def load_original(path: str | Path, root: str | Path | None = None) -> colbert.C
     """A retriever from a released checkpoint.
 
     path: a MIRe ``.pth`` (or the folder that holds exactly one), with its sidecars beside it; or an HF ColBERT folder
-    with ``artifact.metadata``. root: folder in which relative names of base models are looked up first.
+    with ``artifact.metadata``, or its hub name. root: folder in which relative names are looked up first.
+    The source's ``provenance.json``, where there is one, becomes ``retriever.provenance``.
     """
-    path = Path(path)
-    if path.is_dir():
-        found = sorted(path.glob("*.pth"))
-        if len(found) > 1:
-            raise UserError(
-                f"the folder '{path}' holds {len(found)} .pth files; give one of them, such as '{found[-1]}'."
-            )
-        if not found:
-            return load_colbert(path, root)
-        path = found[0]
-    return load_mire(path, root)
+    place = Path(path)
+    found = [place] if place.suffix == ".pth" else sorted(place.glob("*.pth"))
+    if len(found) > 1:
+        raise UserError(f"the folder '{place}' holds {len(found)} .pth files; give one of them, such as '{found[-1]}'.")
+    if not found and place.is_file():
+        raise UserError(f"'{place}' is a single file; give a MIRe .pth, or the folder of a ColBERT checkpoint.")
+    model = load_mire(found[0], root) if found else load_colbert(path, root)
+    folder = found[0].parent if found else resolve(str(path), root)
+    model.provenance = artifacts.read_provenance(folder)
+    return model
 
 
 def metadata(folder: Path) -> dict[str, Any]:
@@ -61,6 +61,11 @@ def load_colbert(name: str | Path, root: str | Path | None = None) -> colbert.Co
         raise UserError(
             f"'{name}' is not a ColBERT checkpoint (no linear.weight); use it as model.text_tower with "
             "model.fresh: [linear]."
+        )
+    if facts.get("similarity", "cosine") != "cosine":
+        raise UserError(
+            f"'{folder / 'artifact.metadata'}' has similarity '{facts['similarity']}'; only 'cosine' (unit vectors) is "
+            "supported, so use a checkpoint trained with it."
         )
     stage = colbert.Stage(
         query_maxlen=facts.get("query_maxlen", 32),
@@ -88,8 +93,6 @@ def _markers(facts: dict) -> dict[str, str]:
 def load_mire(path: Path, root: str | Path | None = None) -> mire.MIRe:
     """A MIRe ``.pth``. With towers inside nothing else is needed but the vision tower's config; a fusion-only file
     (about 59 MB) goes onto the towers that ``config.json`` names."""
-    from transformers import AutoConfig
-
     payload = foreign.load(path)
     if not isinstance(payload, dict):
         raise UserError(f"'{path}' holds a {type(payload).__name__}, not a checkpoint; give a MIRe .pth file.")
@@ -116,7 +119,7 @@ def load_mire(path: Path, root: str | Path | None = None) -> mire.MIRe:
             )
         model.fusion.load_state_dict({k: tensors[f"fusion.{k}"] for k in state})
         return model.eval()
-    text = TextTower(AutoConfig.from_pretrained(folder), config.dim, artifacts.has_pooler(tensors))
+    text = TextTower(tower_config(folder), config.dim, artifacts.has_pooler(tensors))
     vision, pixels = _vision(config.vision, tensors, root)
     model = mire.MIRe(config, text, colbert.make_tokenizer(config, folder), vision, pixels)
     artifacts.load_portable(model, tensors, path)
@@ -197,13 +200,17 @@ def _clip_config(tensors: dict[str, Tensor]):
 # ---- the way back
 
 
-def save_original(model: colbert.ColBERT, out: str | Path) -> Path:
-    """Write the released layout: a MIRe folder with one ``.pth``, or an HF ColBERT folder. Returns the main file."""
+def save_original(model: colbert.ColBERT, out: str | Path, facts: dict | None = None) -> Path:
+    """Write the released layout: a MIRe folder with one ``.pth``, or an HF ColBERT folder. Returns the main file.
+
+    facts: go into provenance.json, beside the provenance of what the model was read from.
+    """
     state = artifacts.portable_state(model)
     with atomic_folder(out) as folder:
         model.text.trunk.config.save_pretrained(folder)
         model.tokenizer.save(folder)
-        facts = {
+        write_json(folder / "provenance.json", artifacts.provenance(artifacts.with_source(model, facts)))
+        settings = {
             "query_token_id": model.config.query_marker,
             "doc_token_id": model.config.doc_marker,
             "query_token": "[Q]",
@@ -218,7 +225,7 @@ def save_original(model: colbert.ColBERT, out: str | Path) -> Path:
             "attend_to_mask_tokens": model.config.attend_to_mask_tokens,
             "checkpoint": model.config.text_tower,
         }
-        (folder / "artifact.metadata").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        (folder / "artifact.metadata").write_text(json.dumps(settings, indent=2), encoding="utf-8")
         raw = read_json(folder / "config.json")
         if isinstance(model, mire.MIRe):
             _save_mire(model, folder, raw, state)

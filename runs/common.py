@@ -20,6 +20,30 @@ def parser(doc: str, prog: str, config: bool = True) -> argparse.ArgumentParser:
     return made
 
 
+def check_option(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--check", action="store_true", help="say what would be done and what is missing, then stop")
+
+
+def plan(what: str, *needed: str | Path | None) -> None:
+    """What --check prints: the work, and the files and folders it needs that are not here."""
+    missing = [str(path) for path in needed if path is not None and not Path(path).exists()]
+    print(f"check: would {what}; " + (f"missing: {', '.join(missing)}" if missing else "nothing is missing"))
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Options and ``section.key=value`` words in any order (plain argparse refuses words behind an option)."""
+    args = made.parse_intermixed_args(list(argv))
+    if args.limit is not None and args.limit < 1:
+        made.error(f"--limit {args.limit} leaves nothing; give 1 or more")
+    return args
+
+
+def nothing_to_limit(limit: int | None, why: str) -> None:
+    """The note of a command to whose work --limit has no meaning."""
+    if limit is not None:
+        print(f"note: --limit {limit} has nothing to limit here: {why}")
+
+
 def seconds(value: float) -> str:
     """85.3 -> "1 min 25 s"."""
     return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
@@ -75,6 +99,13 @@ def _stored_dtype(cache: str) -> str:
 
     spec = Path(cache) / "spec.json"
     return read_json(spec)["dtype"] if spec.is_file() else "float16"
+
+
+def with_lengths(retriever, **lengths: int):
+    """The retriever, its eval lengths changed (``query_maxlen``, ``doc_maxlen``)."""
+    stage = retriever.config.eval.model_copy(update=lengths)
+    retriever.config = retriever.config.model_copy(update={"eval": stage})
+    return retriever
 
 
 def encode_corpus(retriever, documents: Sequence, batch_size: int, visual=None, states=None, skip: int = 0) -> Iterator:

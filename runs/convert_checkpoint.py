@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import best_checkpoint, parser
+from runs.common import best_checkpoint, check_option, nothing_to_limit, parse, parser, plan
 
 
 def arguments():
@@ -22,11 +22,13 @@ def arguments():
     made.add_argument("out", metavar="OUT", help="folder to write; must not exist")
     made.add_argument("--to", choices=["ours", "original"], help="which layout to write")
     made.add_argument("--base_root", help="folder in which relative names of base models are looked up first")
+    check_option(made)
     return made
 
 
 def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+    args = parse(arguments(), argv)
+    nothing_to_limit(args.limit, "a checkpoint is converted whole")
     import models
     from core.files import read_json
     from models.originals import load_original, save_original
@@ -34,6 +36,8 @@ def run(argv: Sequence[str]) -> None:
     source, out = Path(args.source), Path(args.out)
     if out.exists():
         raise UserError(f"'{out}' exists; give a folder that does not, nothing is overwritten.")
+    if args.check:
+        return plan(f"convert '{source}' into '{out}'", source)
     if (source / "checkpoints").is_dir():
         source = best_checkpoint(source)
     ours = (source / "config.json").is_file() and "retriever" in read_json(source / "config.json")

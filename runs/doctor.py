@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.cli import main
-from runs.common import parser
+from runs.common import nothing_to_limit, parse, parser
 
 OPTIONAL = {
     "wandb": "train.trackers: [wandb]",
@@ -23,10 +23,12 @@ OPTIONAL = {
 
 
 def run(argv: Sequence[str]) -> int:
-    parser(__doc__, "python -m runs.doctor", config=False).parse_args(argv)
+    args = parse(parser(__doc__, "python -m runs.doctor", config=False), argv)
+    nothing_to_limit(args.limit, "no records are read")
     print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
-    missing = [name for name, found in requirements() if not found]
-    for name, found in requirements():
+    needed = requirements()
+    missing = [name for name, found in needed if not found]
+    for name, found in needed:
         print(f"{name:<13} {found or 'MISSING'}")
     for name, use in OPTIONAL.items():
         if version(name) is None:
@@ -52,9 +54,21 @@ def run(argv: Sequence[str]) -> int:
 def requirements() -> list[tuple[str, str | None]]:
     """(package, installed version or None) of requirements.txt, or of the installed project's own metadata."""
     file = Path(__file__).parent.parent / "requirements.txt"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+    else:
+        lines = [line for line in installed_requirements() if "extra ==" not in line]
     names = [m.group() for line in lines if (m := re.match(r"[A-Za-z][\w.-]*", line))]
     return [(name, version(name)) for name in names]
+
+
+def installed_requirements() -> list[str]:
+    """What the installed project asks for; without requirements.txt and uninstalled, nothing can be said."""
+    try:
+        return importlib.metadata.requires("multimodal-query-retrieval") or []
+    except importlib.metadata.PackageNotFoundError:
+        print("requirements.txt is not here and the project is not installed: its packages cannot be checked")
+        return []
 
 
 def version(name: str) -> str | None:

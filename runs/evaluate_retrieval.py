@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.cli import dead_flag, main
 from core.errors import UserError
-from runs.common import open_retriever, parser, query_encoder, visual_source
+from runs.common import check_option, open_retriever, parse, parser, plan, query_encoder, visual_source
 
 
 def arguments():
@@ -22,6 +22,7 @@ def arguments():
     made.add_argument("--index", help="index folder (default index.path or <run.out>/index)")
     made.add_argument("--device", default=None, help="auto, cpu, cuda, mps")
     made.add_argument("--reuse", action="store_true", help="keep a report of the same weights, index and settings")
+    check_option(made)
     legacy = made.add_argument_group("flags of the original command")
     legacy.add_argument("--colbert_ckpt", help="ColBERT folder or hub name: the text-only baseline")
     legacy.add_argument("--mire_ckpt", help="MIRe .pth or checkpoint folder")
@@ -37,7 +38,7 @@ def arguments():
 
 
 def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+    args = parse(arguments(), argv)
     dead_flag("--use_instruction", args.use_instruction, "the data sets here carry no instructions")
     if not args.config_path:
         from runs.original_evaluation import evaluate_original
@@ -48,26 +49,34 @@ def run(argv: Sequence[str]) -> None:
     from core.files import atomic_file, fingerprint, write_json
     from evaluation.report import table
     from models.artifacts import weight_digest
+    from runs.indexing import encoder_of
+    from runs.original_evaluation import golds_indexed
     from runs.settings import index_module, load
     from training.states import TextStates
 
     cfg = load(args.config_path, args.overrides, args.limit)
     out = Path(cfg.run.out)
-    retriever = open_retriever(args.checkpoint or args.mire_ckpt or out, pick_device(args.device or cfg.run.device))
-    path = args.index or cfg.index.path or out / "index"
-    index = index_module(cfg.index.name).Index.open(path, encoder=retriever.identity())
+    checkpoint, path = args.checkpoint or args.mire_ckpt or out, args.index or cfg.index.path or out / "index"
+    if args.check:
+        return plan(f"judge '{checkpoint}' on '{cfg.data.name}' with the index '{path}'", checkpoint, path)
+    retriever = open_retriever(checkpoint, pick_device(args.device or cfg.run.device))
+    data = dataset.build(cfg.data)
+    index = index_module(cfg.index.name).Index.open(path, encoder=encoder_of(retriever, data.corpus()))
     key = fingerprint(
         [weight_digest(retriever), index.manifest, cfg.data.model_dump(), cfg.eval.model_dump(), cfg.index.model_dump()]
     )
     if args.reuse and (out / "report.key").is_file() and (out / "report.key").read_text() == key:
         print(f"report was complete: '{out / 'report.json'}'")
         return
-    data = dataset.build(cfg.data)
     # A frozen trunk sees each distinct question once, however many pictures it is asked about.
     states = TextStates(retriever) if retriever.frozen_text_key("query") else None
-    encode = query_encoder(retriever, visual_source(retriever, cfg.visual.cache), states)
+    # A feature cache is only asked for where there are images to look up.
+    cache = cfg.visual.cache if cfg.data.modality != "question" else None
+    encode = query_encoder(retriever, visual_source(retriever, cache), states)
     effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
     report: dict = {}
+    for split in cfg.eval.splits or data.test_splits:
+        golds_indexed(index, data.qrels(split))
     for split in cfg.eval.splits or data.test_splits:
         report[split] = {}
         for kind, queries in kinds(cfg.data.modality, cfg.eval.ablations, data.queries(split)):
@@ -98,7 +107,9 @@ def judged(encode, index, queries, qrels, settings, effort: dict, where: Path) -
     from evaluation.metrics import evaluate
     from evaluation.report import entry
 
-    rankings, milliseconds = search_all(encode, index, queries, settings.k, settings.batch_size, **effort)
+    rankings, milliseconds = search_all(
+        encode, index, queries, min(settings.k, len(index)), settings.batch_size, **effort
+    )
     scores = evaluate(rankings, qrels, settings.metrics)
     write_run(where.with_name(where.name + ".trec"), rankings, tag=where.parent.parent.name)
     write_per_query(where.with_name(where.name + ".jsonl"), scores, rankings)

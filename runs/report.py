@@ -10,7 +10,7 @@ from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import parser
+from runs.common import parse, parser
 
 
 def arguments():
@@ -21,12 +21,12 @@ def arguments():
 
 
 def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+    args = parse(arguments(), argv)
     from core.files import read_json, write_json
     from evaluation.report import plot, table
 
     joined: dict = {}
-    for folder in args.runs:
+    for folder in args.runs[: args.limit]:
         report = read_json(Path(folder) / "report.json", "report (python -m runs.evaluate_retrieval writes it)")
         for split, rows in report.items():
             for kind, row in rows.items():
@@ -37,7 +37,8 @@ def run(argv: Sequence[str]) -> None:
                 joined[split][kind] = row
     out = Path(args.out)
     write_json(out / "report.json", joined)
-    plot(joined, out / "report.png")
+    shown = [n for kinds in joined.values() for row in kinds.values() for n in row if "@" in n]
+    plot(joined, out / "report.png", "Success@5" if "Success@5" in shown else shown[0])
     print(table(joined))
     print(f"report: '{out / 'report.json'}', plot: '{out / 'report.png'}'")
 

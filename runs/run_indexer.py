@@ -9,63 +9,89 @@ A killed build goes on where it was. The index names the weights that made it an
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.cli import dead_flag, main
 from core.errors import UserError
-from runs.common import encode_corpus, need, open_retriever, parser, states_folder, visual_source
+from runs.common import (
+    check_option,
+    need,
+    open_retriever,
+    parse,
+    parser,
+    plan,
+    states_folder,
+    visual_source,
+    with_lengths,
+)
 
 
 def arguments():
     made = parser(__doc__, "python -m runs.run_indexer")
     made.add_argument("--checkpoint", help="checkpoint folder, run folder, .pth or ColBERT folder (default <run.out>)")
     made.add_argument("--device", default=None, help="auto, cpu, cuda, mps")
-    made.add_argument("--overwrite", action="store_true", help="replace a complete index of another checkpoint")
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace an index of other weights or passages, once the new is built"
+    )
+    check_option(made)
     legacy = made.add_argument_group("flags of the original command")
     legacy.add_argument("--exp_name", help="the index goes to experiments/<exp_name>/indexes/<exp_name>.nbits=<b>")
     legacy.add_argument("--n_bits", type=int, help="bits per residual dimension: 1, 2, 4 or 8 (default 2)")
     legacy.add_argument("--n_ranks", type=int, help="accepted, without effect")
-    legacy.add_argument("--all_blocks_file", help="corpus: JSON lines {id, text} or CSV with kid,text")
+    legacy.add_argument(
+        "--all_blocks_file", help="corpus: JSON lines {id, text}, CSV with kid,text, or ViD2R's JSON list"
+    )
     legacy.add_argument("--colbert_ckpt", help="ColBERT folder or hub name (default ckpts/colbertv2.0)")
     legacy.add_argument("--mire_ckpt", help="MIRe .pth or checkpoint folder")
     legacy.add_argument("--max_doc_len", type=int, help="tokens per passage (default 384)")
-    legacy.add_argument("--dataset_name", help="only names what is indexed; the corpus is --all_blocks_file")
+    legacy.add_argument("--dataset_name", help="vid2r: --all_blocks_file may be its JSON list; others name nothing")
     legacy.add_argument("--image_dir", help="accepted, without effect: text passages have no images")
     legacy.add_argument("--kmeans_niters", type=int, help="k-means iterations (default 20)")
     return made
 
 
 def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+    args = parse(arguments(), argv)
     dead_flag("--n_ranks", args.n_ranks, "one process indexes here")
     dead_flag("--image_dir", args.image_dir, "the corpus is text")
     if args.config_path:
         return from_config(args)
     from core.device import pick_device
-    from dataset.records_json import read_passages
+    from dataset import vid2r
+    from dataset.records_json import is_json_list, read_passages
+    from runs.indexing import build
     from runs.settings import IndexSection
 
     name = need(args.exp_name, "give --config_path, or --exp_name with --all_blocks_file.")
-    corpus = read_passages(need(args.all_blocks_file, "give --all_blocks_file, the passages to index."))[: args.limit]
+    blocks = need(args.all_blocks_file, "give --all_blocks_file, the passages to index.")
     checkpoint = args.checkpoint or args.mire_ckpt or args.colbert_ckpt or "ckpts/colbertv2.0"
-    retriever = open_retriever(checkpoint, pick_device(args.device or "auto"))
-    stage = retriever.config.eval.model_copy(update={"doc_maxlen": args.max_doc_len or 384})
-    retriever.config = retriever.config.model_copy(update={"eval": stage})
     bits = args.n_bits or 2
-    options = {"nbits": bits, "iterations": args.kmeans_niters or 20}
     path = f"experiments/{name}/indexes/{name}.nbits={bits}"
-    build(retriever, corpus, IndexSection(name="plaid", path=path, options=options), path, overwrite=args.overwrite)
+    options = {"nbits": bits, "iterations": args.kmeans_niters or 20}
+    section = IndexSection(name="plaid", path=path, options=options)
+    if args.check:
+        return plan(f"index '{blocks}' with '{checkpoint}' in '{path}'", blocks, checkpoint)
+    if args.dataset_name == "vid2r" and is_json_list(blocks):
+        corpus = vid2r.Published(blocks).corpus()
+    else:
+        corpus = read_passages(blocks)
+    retriever = open_retriever(checkpoint, pick_device(args.device or "auto"))
+    with_lengths(retriever, doc_maxlen=args.max_doc_len or 384)
+    build(retriever, corpus[: args.limit], section, path, overwrite=args.overwrite)
 
 
 def from_config(args) -> None:
     import dataset
     from core.device import pick_device
+    from runs.indexing import build
     from runs.settings import load
 
     cfg = load(args.config_path, args.overrides, args.limit)
     out = Path(cfg.run.out)
+    if args.check:
+        place, checkpoint = cfg.index.path or out / "index", args.checkpoint or args.mire_ckpt or out
+        return plan(f"index the passages of '{cfg.data.name}' with '{checkpoint}' in '{place}'", checkpoint)
     retriever = open_retriever(args.checkpoint or args.mire_ckpt or out, pick_device(args.device or cfg.run.device))
     if retriever.config.name != cfg.model.name:
         raise UserError(
@@ -94,43 +120,6 @@ def stored_states(retriever, out: Path):
     if key is None or not (states_folder(out, key) / "manifest.json").is_file():
         return None
     return TextStates(retriever, Store(states_folder(out, key), expect=key))
-
-
-def build(retriever, corpus: Sequence, section, path, states=None, visual=None, overwrite: bool = False):
-    """Encode and index; returns the opened index. A complete index of the same weights and corpus is kept."""
-    from runs.settings import index_module
-
-    cls, encoder = index_module(section.name).Index, retriever.identity()
-    if (Path(path) / "manifest.json").is_file():
-        if not overwrite:
-            return described(complete(cls, path, encoder, corpus), "was complete")
-        shutil.rmtree(path)
-    stream = encode_corpus(retriever, corpus, section.batch_size, visual, states, skip=cls.committed(path))
-    built = cls.build(path, stream, dim=retriever.config.dim, encoder=encoder, total=len(corpus), **section.options)
-    return described(built, "built")
-
-
-def complete(cls, path, encoder: dict, corpus: Sequence):
-    """The finished index at ``path``, if it is the one that would be built."""
-    try:
-        index = cls.open(path, encoder=encoder)
-    except UserError as error:
-        raise UserError(f"{error} To index anew at this place, add --overwrite.") from None
-    if list(index.ids()) != [d.id for d in corpus]:
-        raise UserError(
-            f"the index '{path}' holds {len(index)} passages of another corpus, this one has {len(corpus)}; "
-            "give another index.path, or add --overwrite."
-        )
-    return index
-
-
-def described(index, how: str):
-    facts = index.stats()
-    print(
-        f"index {how}: {facts['documents']} passages, {facts['vectors']} vectors, {facts['bytes'] / 1e6:.1f} MB "
-        f"in '{index.path}'"
-    )
-    return index
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from collections.abc import Sequence
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import parser, seconds
+from runs.common import check_option, parse, parser, plan, seconds
+
+COMMIT_IMAGES = 128
+"""Images per shard of the cache: a killed run loses at most so many, and what is in its last batch."""
 
 
 def arguments():
@@ -26,11 +29,12 @@ def arguments():
     made.add_argument("--batch_size", type=int, help="images per tower call")
     made.add_argument("--out", help="folder of the cache (default experiments/features/<tower name>)")
     made.add_argument("--device", default=None, help="auto, cpu, cuda, mps")
+    check_option(made)
     return made
 
 
 def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+    args = parse(arguments(), argv)
     from core.device import pick_device
     from models.towers.images import PixelSource
     from models.towers.vision import VisionConfig, load_vision_tower
@@ -41,8 +45,9 @@ def run(argv: Sequence[str]) -> None:
         from runs.settings import load
 
         cfg = load(args.config_path, args.overrides, args.limit)
-        visual, vision, device = cfg.visual, cfg.model.vision, args.device or cfg.run.device
-        refs = list(build(cfg.data).images())
+        visual, vision, device = cfg.visual, getattr(cfg.model, "vision", None), args.device or cfg.run.device
+        if vision is None:
+            raise UserError(f"model.name '{cfg.model.name}' has no vision tower, so there are no features to cache.")
         out = args.out or visual.cache
         if out is None:
             raise UserError("visual.cache is null, so there is nowhere to put the features; set it to a folder.")
@@ -51,8 +56,14 @@ def run(argv: Sequence[str]) -> None:
             raise UserError("give --config_path, or --data_path and --image_dir.")
         visual, device = Visual(), args.device or "auto"
         vision = VisionConfig(tower=args.model_name or "openai/clip-vit-base-patch32")
-        refs = listed(args.data_path, args.image_dir)[: args.limit]
         out = args.out or f"experiments/features/{vision.tower.strip('/').split('/')[-1]}"
+    if args.check:
+        needed = (args.data_path, args.image_dir) if not args.config_path else ()
+        return plan(f"cache the features of '{vision.tower}' in '{out}'", *needed)
+    if args.config_path:
+        refs = list(build(cfg.data).images())
+    else:
+        refs = listed(args.data_path, args.image_dir)[: args.limit]
     tower, missing, folder = load_vision_tower(vision)
     if missing:
         raise UserError(f"the vision tower '{vision.tower}' lacks weights: {missing[:5]}; download it again.")
@@ -85,7 +96,7 @@ def built(refs: Sequence, tower, pixels, out: str, visual, batch_size: int):
     from models.towers.images import decode, read_bytes
 
     spec = {**tower.fingerprint(pixels.describe()), "dtype": visual.dtype}
-    writer = StoreWriter(out, spec, shard_rows=100_000)
+    writer = StoreWriter(out, spec)
     device = next(tower.parameters()).device
     pending, bad, start, made = [], [], time.time(), 0
 
@@ -95,6 +106,7 @@ def built(refs: Sequence, tower, pixels, out: str, visual, batch_size: int):
             images = pixels.pixels([image for _, _, image in pending]).pixels.to(device)
             global_, patches = tower(images)
             rows = torch.cat([global_[:, None], patches], 1).cpu().numpy()
+            writer.shard_rows = COMMIT_IMAGES * rows.shape[1]
             for (key, digest, _), item in zip(pending, rows):
                 writer.add(key, digest, item)
             made += len(pending)

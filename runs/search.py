@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import open_retriever, parser, query_encoder
+from runs.common import open_retriever, parse, parser, query_encoder
 
 
 def arguments():
@@ -29,12 +29,13 @@ def arguments():
 
 
 def run(argv: Sequence[str]) -> None:
-    args = arguments().parse_args(argv)
+    args = parse(arguments(), argv)
     if not args.question.strip() and not args.image:
         raise UserError("the query is empty; give a question, an --image, or both.")
     import dataset
     from core.device import pick_device
     from core.records import ImageRef, Query
+    from runs.indexing import encoder_of
     from runs.settings import index_module, load
 
     config = Path(args.run) / "config.yaml"
@@ -45,11 +46,15 @@ def run(argv: Sequence[str]) -> None:
     query = Query("query", args.question, images)
     retriever = open_retriever(args.checkpoint or args.run, pick_device(args.device))
     path = args.index or cfg.index.path or Path(args.run) / "index"
-    index = index_module(cfg.index.name).Index.open(path, encoder=retriever.identity())
+    corpus = dataset.build(cfg.data).corpus()
+    index = index_module(cfg.index.name).Index.open(path, encoder=encoder_of(retriever, corpus))
     tokens = query_encoder(retriever)([query])
     effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
-    ranking = index.search(tokens, args.k, **effort)[0]
-    texts = {d.id: d.text for d in dataset.build(cfg.data).corpus()}
+    # --limit: only the first N passages may answer.
+    allowed = None if args.limit is None else set(index.ids()[: args.limit])
+    k = args.k if allowed is None else min(args.k, len(allowed))
+    ranking = index.search(tokens, k, allowed_ids=allowed, **effort)[0]
+    texts = {d.id: d.text for d in corpus}
     for rank, (id_, score) in enumerate(zip(ranking.ids, ranking.scores), 1):
         print(f"{rank:2d}  {score:7.3f}  {id_}")
         print(textwrap.indent(textwrap.fill(textwrap.shorten(texts.get(id_, ""), 300), 100), "      "))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model, model_validator
 
-from core.config import Schema, Strict, load_yaml, validate
+from core.config import Schema, Strict, check, load_yaml, override, validate
 from core.errors import UserError
 
 
@@ -46,6 +46,11 @@ class IndexSection(Strict):
     effort: Literal["fast", "balanced", "exhaustive"] | None = None
     options: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _options_fit(self) -> IndexSection:
+        build_options(self.name, self.options)
+        return self
+
 
 class Eval(Strict):
     """splits: null means the data set's test splits. ablations: the same model with one modality taken away.
@@ -61,6 +66,33 @@ class Eval(Strict):
     metrics: list[str] = ["Success@1", "Success@5", "Success@10", "MRR@10", "nDCG@10"]
     ablations: list[Literal["no image", "no question"]] = []
     batch_size: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> Eval:
+        from evaluation.metrics import parse
+
+        for name in self.metrics:
+            if parse(name)[1] > self.k:
+                raise UserError(f"eval.metrics has '{name}' but eval.k is {self.k}; raise eval.k or drop the metric.")
+        return self
+
+
+def build_options(name: str, options: dict[str, Any]) -> None:
+    """Check ``index.options`` against the keyword-only parameters of the index's ``build``, their types included."""
+    import inspect
+    from typing import get_type_hints
+
+    build = index_module(name).Index.build
+    hints, ours = get_type_hints(build), {"dim", "encoder", "total"}
+    known = {
+        p.name: (hints[p.name], p.default)
+        for p in inspect.signature(build).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in ours
+    }
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise UserError(f"index.options.{unknown[0]}: unknown; the options of '{name}' are {', '.join(known)}.")
+    check(create_model("Options", __base__=Strict, **known), options, "index.options")
 
 
 def index_module(name: str):
@@ -90,16 +122,19 @@ def schema() -> Schema:
 
 def load(path: str, overrides: Sequence[str] = (), limit: int | None = None) -> SimpleNamespace:
     """A validated run: ``run``, ``data``, ``model``, ``visual``, ``train``, ``index``, ``eval``, and ``raw``."""
-    from core.legacy import adapt_yaml
+    from core.legacy import adapt_yaml, is_original, is_original_key
 
-    extra = [] if limit is None else [f"data.limit={limit}"]
-    raw = adapt_yaml(load_yaml(path, [*overrides, *extra]))
-    place = raw.get("run") or {}
-    raw["train"] = {
-        **(raw.get("train") or {}),
-        "out": place.get("out", Run().out),
-        "device": place.get("device", "auto"),
-    }
+    overrides = [*overrides, *([] if limit is None else [f"data.limit={limit}"])]
+    raw = load_yaml(path, overrides)
+    if is_original(raw):  # its own keys change the original, ours what became of it
+        theirs = [o for o in overrides if is_original_key(o.split("=")[0])]
+        raw = override(adapt_yaml(load_yaml(path, theirs)), [o for o in overrides if o not in theirs])
+    place = raw.get("run") if isinstance(raw.get("run"), dict) else {}
+    train = {} if raw.get("train") is None else raw["train"]
+    if isinstance(train, dict):
+        for key in ("out", "device"):
+            if key in train:
+                raise UserError(f"train.{key} is set from run.{key}; write run.{key}={train[key]} instead.")
+        raw["train"] = {**train, "out": place.get("out", Run().out), "device": place.get("device", "auto")}
     sections = validate(raw, schema())
-    index_module(sections["index"].name)
     return SimpleNamespace(**sections, raw=raw)

@@ -15,17 +15,17 @@ from runs.common import encode_corpus, open_retriever, query_encoder, states_fol
 
 def build_retriever(cfg):
     """The retriever of ``model``, with pretrained towers, or with the weights of ``run.init``."""
+    from models.artifacts import check_compatible
+
     if cfg.run.init is None:
         return models.module(cfg.model.name).build(cfg.model)
     retriever = open_retriever(cfg.run.init)
-    shape = ("name", "dim", "num_tokens", "num_heads")
-    different = [k for k in shape if getattr(retriever.config, k, None) != getattr(cfg.model, k, None)]
-    if different:
-        told = ", ".join(
-            f"{k}: {getattr(retriever.config, k, None)!r} there, {getattr(cfg.model, k, None)!r} in the YAML"
-            for k in different
+    check_compatible(retriever.config, cfg.model, f"run.init '{cfg.run.init}'")
+    if cfg.model.fresh and "fresh" in cfg.model.model_fields_set:
+        raise UserError(
+            f"model.fresh names {cfg.model.fresh}, but run.init '{cfg.run.init}' contains every weight; "
+            "set model.fresh: []."
         )
-        raise UserError(f"run.init '{cfg.run.init}' does not fit the model section ({told}); make them agree.")
     retriever.config = cfg.model
     retriever.freeze(cfg.model.frozen)
     return retriever
@@ -39,6 +39,29 @@ def save_config(cfg, out: Path) -> None:
         own = {**cfg.raw, "train": {k: v for k, v in cfg.raw["train"].items() if k not in ("out", "device")}}
         with atomic_file(out / "config.yaml", "w") as handle:
             yaml.safe_dump(own, handle, sort_keys=False)
+
+
+def check_data(cfg) -> None:
+    """What --check says of the data: how much there is, or which of its files are missing."""
+    import dataset
+
+    files = [getattr(cfg.data, key, None) for key in ("root", "path", "valid_path", "test_path", "passages")]
+    missing = [name for name in files if name is not None and not Path(name).exists()]
+    if missing:
+        print(f"check: the data is not here yet: {', '.join(missing)}")
+    else:
+        data = dataset.build(cfg.data)
+        counts = {split: len(data.queries(split)) for split in (data.train_split, data.valid_split)}
+        print(f"check: {counts} queries, {len(data.corpus())} passages")
+
+
+def cap_batch(cfg, data) -> None:
+    """With --limit fewer records than a batch may be left: make the batch as large as what every process gets."""
+    records = len(data.examples(cfg.train.split, 0, cfg.train.seed)) // distributed.world()
+    if cfg.train.batch_size > records >= 1:
+        if distributed.is_main():
+            print(f"note: --limit leaves {records} records per process, so train.batch_size is {records} here")
+        cfg.train = cfg.train.model_copy(update={"batch_size": records})
 
 
 def visual_features(cfg, retriever, data):
@@ -56,7 +79,7 @@ def visual_features(cfg, retriever, data):
             cfg.visual,
             cfg.visual.batch_size,
         )
-    distributed.barrier()
+    distributed.patient_barrier()
     return visual_source(retriever, cfg.visual.cache)
 
 

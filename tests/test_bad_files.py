@@ -16,10 +16,12 @@ from core.errors import UserError
 from core.records import Document, ImageRef, Query
 from core.store import write_store
 from core.visual import StoredVisual
-from models import artifacts, originals
+from models import artifacts, colbert, originals
 from models.keys.mire import COLBERT_PREFIXES, to_ours, to_theirs
 from models.keys.towers import canonical, match
-from models.towers.images import decode, read_bytes
+from models.towers.images import PixelSource, decode, read_bytes
+from models.towers.text import load_text_tower
+from models.towers.vision import VisionConfig, load_vision_tower
 from tests import tiny
 
 
@@ -246,6 +248,112 @@ def test_fresh_weights_must_be_declared(tmp_path):
     module.build(check(module.Config, {**section, "fresh": ["linear"]}, "model"))
     with pytest.raises(UserError, match=r"model\.fresh names \['linear'\], but .* contains these weights"):
         tiny.retriever("colbert", tmp_path / "b", fresh=["linear"])
+
+
+def test_fresh_names_are_whole_components():
+    missing = ["text.trunk.encoder.weight", "fusion.k_state.weight"]
+    for fresh in (["t", "f"], ["text.tr", "fusion"], ["ext", "fusion"]):
+        with pytest.raises(UserError, match=r"would stay random: text\.trunk"):
+            artifacts.settle_fresh(missing, fresh, "x")
+    artifacts.settle_fresh(missing, ["trunk", "fusion.k_state"], "x")
+
+
+def test_weights_of_another_structure_are_refused(tmp_path):
+    from models import mire
+
+    def config(**changes):
+        return mire.Config(vision={"tower": "a", **changes.pop("vision", {})}, **changes)
+
+    there = config()
+    same = config(vision={"tower": "b"}, mask_policy="clean", visual_noise=0.1, frozen=["vision", "text"], fresh=[],
+                  text_tower="elsewhere", train={"rows": ["global"], "query_maxlen": 40})  # fmt: skip
+    artifacts.check_compatible(there, same)
+    wanted = config(num_heads=3, residual=True, dim=64, doc_marker="[unused7]", vision={"grid": 4, "norm": True})
+    with pytest.raises(UserError) as error:
+        artifacts.check_compatible(there, wanted)
+    for line in ("model.num_heads: 12 there, 3 now", "model.residual", "model.dim: 128", "model.doc_marker",
+                 "model.vision.grid: null there, 4 now", "model.vision.norm"):  # fmt: skip
+        assert line in str(error.value)
+    with pytest.raises(UserError, match=r"model\.name: 'mire' there, 'colbert' now"):
+        artifacts.check_compatible(there, colbert.Config())
+    with pytest.raises(UserError, match=r"model\.attend_to_mask_tokens"):
+        artifacts.check_compatible(colbert.Config(), colbert.Config(attend_to_mask_tokens=True))
+
+
+def test_old_bert_names_are_read(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny.text_tower(tmp_path / "old")
+    state = load_file(folder / "model.safetensors")
+    old = {
+        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v + 0.25
+        for k, v in state.items()
+    }
+    assert set(old) != set(state)
+    save_file(old, folder / "model.safetensors")
+    tower, missing, _ = load_text_tower(str(folder), 16)
+    assert not missing
+    name = "embeddings.LayerNorm.weight"
+    assert torch.equal(tower.trunk.state_dict()[name], state[f"bert.{name}"] + 0.25)
+    assert to_ours(f"model.bert.{name}".replace("weight", "gamma")) == f"text.trunk.{name}"
+
+
+def test_broken_towers_are_user_errors(tmp_path):
+    folder = tiny.text_tower(tmp_path / "text")
+    content = (folder / "config.json").read_text()
+    wrong_type = content.replace('"hidden_size": 32', '"hidden_size": "x"')
+    for spoiled in (content[:20], "[1]", '{"model_type": "martian"}', wrong_type):
+        (folder / "config.json").write_text(spoiled)
+        with pytest.raises(UserError, match=r"config\.json' does not describe a tower|cannot be built"):
+            load_text_tower(str(folder), 16)
+    (folder / "config.json").write_text(content)
+    for data in (b"", b"garbage", None):
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        torch.save({"a": torch.ones(500)}, folder / "pytorch_model.bin")
+        whole = (folder / "pytorch_model.bin").read_bytes()
+        (folder / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2] if data is None else data)
+        with pytest.raises(UserError, match=r"pytorch_model\.bin' cannot be read"):
+            load_text_tower(str(folder), 16)
+    vision = tiny.vision_tower(tmp_path / "vision")
+    (vision / "config.json").write_text('{"model_type": "martian"}')
+    with pytest.raises(UserError, match="does not describe a tower"):
+        load_vision_tower(VisionConfig(tower=str(vision)))
+
+
+def test_what_load_original_takes(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"the checkpoint '.*gone\.pth' does not exist"):
+        originals.load_original(tmp_path / "gone.pth")
+    folder = tiny.text_tower(tmp_path / "colbert-ir" / "colbertv2.0")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path / name))
+    assert originals.load_original("colbert-ir/colbertv2.0").config.text_tower == "colbert-ir/colbertv2.0"
+    with pytest.raises(UserError, match="is a single file"):
+        originals.load_original(folder / "model.safetensors")
+    (folder / "artifact.metadata").write_text('{"similarity": "l2"}')
+    with pytest.raises(UserError, match="similarity 'l2'; only 'cosine'"):
+        originals.load_original(folder)
+
+
+def test_conversions_keep_the_sources_provenance(tmp_path):
+    import json
+
+    import models
+
+    tiny.retriever("colbert", tmp_path / "towers").save_pretrained(tmp_path / "ours", {"data": "tiny"})
+    originals.save_original(models.from_pretrained(tmp_path / "ours"), tmp_path / "original")
+    facts = json.loads((tmp_path / "original" / "provenance.json").read_text())
+    assert facts["source"]["data"] == "tiny" and facts["versions"]["torch"]
+    originals.load_original(tmp_path / "original").save_pretrained(tmp_path / "again")
+    facts = json.loads((tmp_path / "again" / "provenance.json").read_text())
+    assert facts["source"]["source"]["data"] == "tiny"
+
+
+def test_a_processors_description_is_the_same_in_every_release(tmp_path):
+    source = PixelSource(tiny.vision_tower(tmp_path))
+    assert source.describe() == {
+        "crop_size": {"height": 24, "width": 24}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
+        "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3,
+        "rescale_factor": 1 / 255, "size": {"shortest_edge": 24},
+    }  # fmt: skip
 
 
 def test_a_feature_cache_of_another_tower_is_refused(tmp_path):

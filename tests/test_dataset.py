@@ -9,7 +9,8 @@ import pytest
 import dataset
 from core.config import check
 from core.errors import UserError
-from dataset.records_json import read_passages
+from core.protocols import RetrievalDataset
+from dataset.records_json import read_passages, read_records
 
 ROWS = [{"id": i, "image": f"{i}.png", "question": f"q{i}", "document": f"passage {i % 7}", "negs": ["a", "b", "c"]}
         for i in range(20)]  # fmt: skip
@@ -37,7 +38,7 @@ def contract(data, splits):
     first = data.examples(data.train_split, 0, 7)
     again, later = data.examples(data.train_split, 0, 7), data.examples(data.train_split, 1, 7)
     assert len(first) == len(data.queries(data.train_split))
-    assert [first[i] for i in (0, 5, len(first) - 1)] == [again[i] for i in (0, 5, len(first) - 1)]
+    assert [first[i] for i in (0, len(first) // 2, -1)] == [again[i] for i in (0, len(first) // 2, -1)]
     for i in range(0, len(first), max(1, len(first) // 20)):
         assert data.qrels(data.train_split)[first[i].query.id][first[i].positive.id] == 1
         assert first[i].positive.id not in {n.id for n in first[i].negatives}
@@ -70,6 +71,10 @@ def test_vid2r_with_a_passages_file(tmp_path):
     ([{"id": 1, "question": "x"}], r"record 0 .* has no \['document'\]"),
     ({"id": 1}, "holds a dict; write a JSON list"),
     ([ROWS[0], *ROWS], "id '0' stands twice"),
+    ([ROWS[0], "text"], r"record 1 of .* is 'text'; write an object"),
+    ([{**ROWS[0], "question": None}], r"record 0 .*\(id 0\) has the question None; write a string"),
+    ([{**ROWS[0], "document": 5}], r"record 0 .*\(id 0\) has the document 5; write a string"),
+    ([{**ROWS[0], "id": None}], "record 0 .* has no id"),
 ])  # fmt: skip
 def test_bad_records(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
@@ -92,6 +97,48 @@ def test_passages_as_csv_and_bad_lines(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"id": "1", "text": "x"}\n{"id": "1", "text": "y"}\n')
     with pytest.raises(UserError, match="'1' stands twice"):
         read_passages(tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b'{"id": "1", "text": "x"}\n[1]\n', r"passage 2 of .*\[1\], not an object"),
+    (b'{"id": "1", "text": null}\n', r"passage 1 of .*id '1' has the text None"),
+    (b'{"id": null, "text": "x"}\n', "passage 1 of .* has no id"),
+    (b'{"id": "1", "text": "x", "title": 3}\n', r"id '1' has the title 3"),
+    (b'{"id": "1", "text": "\xe9"}\n', "is not UTF-8"),
+])  # fmt: skip
+def test_bad_passages(tmp_path, content, message):
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_passages(tmp_path / "p.jsonl")
+
+
+def test_bad_files(tmp_path):
+    (tmp_path / "p.csv").write_text("id,text\n1," + "x" * 200_000 + "\n")
+    with pytest.raises(UserError, match=r"passage 1 of .*field larger than field limit"):
+        read_passages(tmp_path / "p.csv")
+    (tmp_path / "latin.json").write_bytes(b'[{"id": "\xe9"}]')
+    for read in (read_passages, lambda path: read_records(path, ("id",))):
+        with pytest.raises(UserError, match="cannot be read"):
+            read(tmp_path)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        read_records(tmp_path / "latin.json", ("id",))
+
+
+def test_titles(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "1", "text": "x", "title": "T", "more": 2}\n{"id": "2", "text": "y"}\n')
+    first, second = read_passages(tmp_path / "p.jsonl")
+    assert (first.title, first.meta, second.title) == ("T", {"more": 2}, "")
+
+
+@pytest.mark.parametrize("name", dataset.names())
+def test_every_data_set_has_what_the_protocol_says(name, tmp_path):
+    data = vid2r(tmp_path) if name == "vid2r" else dataset.build(dataset.module(name).Config(limit=6))
+    assert isinstance(data, RetrievalDataset)
+    splits = {data.train_split, data.valid_split, *data.test_splits}
+    contract(data, sorted(splits))
+    images = [image.key for image in data.images()]
+    shown = {image.key for split in splits for query in data.queries(split) for image in query.images}
+    assert len(images) == len(set(images)) and shown <= set(images)
 
 
 def test_flagfacts():

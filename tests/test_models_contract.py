@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import models
+from core.config import check
 from core.errors import UserError
 from core.records import Document, Query
 from core.tokens import TokenBatch
@@ -17,14 +18,22 @@ from tests import tiny
 NAMES = models.names()
 
 
-@pytest.fixture(params=NAMES)
-def name(request):
+CASES = [(name, changes) for name in NAMES for changes in tiny.VARIANTS.get(name, [{}])]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], *(f"{k}={v}" for k, v in case[1].items())]))
+def case(request):
     return request.param
 
 
 @pytest.fixture
-def model(name, tmp_path):
-    return tiny.retriever(name, tmp_path / "towers")
+def name(case):
+    return case[0]
+
+
+@pytest.fixture
+def model(case, tmp_path):
+    return tiny.retriever(case[0], tmp_path / "towers", **case[1])
 
 
 def sees_images(model) -> bool:
@@ -75,11 +84,11 @@ def test_companions_do_not_change_an_encoding(model, tmp_path):
             alone = model.encode_queries(model.collate_queries([query])).unpad()[0]
             assert alone.shape == expected.shape, query.id
             assert torch.allclose(alone, expected, atol=1e-5), query.id
-        documents = tiny.documents()
-        together = model.encode_documents(model.collate_documents(documents)).unpad()
-        for document, expected in zip(documents, together):
-            alone = model.encode_documents(model.collate_documents([document])).unpad()[0]
-            assert alone.shape == expected.shape and torch.allclose(alone, expected, atol=1e-5), document.id
+        for documents in [tiny.documents()] + [tiny.mixed_documents(tmp_path)] * sees_images(model):
+            together = model.encode_documents(model.collate_documents(documents)).unpad()
+            for document, expected in zip(documents, together, strict=True):
+                alone = model.encode_documents(model.collate_documents([document])).unpad()[0]
+                assert alone.shape == expected.shape and torch.allclose(alone, expected, atol=1e-5), document.id
 
 
 def test_save_and_load_after_perturbing(model, tmp_path):
@@ -179,3 +188,47 @@ def test_identity_follows_the_weights_that_make_documents(model):
     with torch.no_grad():
         model.text.linear.weight.mul_(1.5)
     assert model.identity() != before
+
+
+def changed_vocabulary(folder):
+    """The same tower with two words of its vocabulary exchanged: the same weights, other vectors."""
+    for file in (folder / "vocab.txt", folder / "tokenizer.json"):
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            if file.suffix == ".json":
+                data = json.loads(text)
+                vocabulary = data["model"]["vocab"]
+                vocabulary["fish"], vocabulary["fox"] = vocabulary["fox"], vocabulary["fish"]
+                text = json.dumps(data)
+            else:
+                words = text.split("\n")
+                a, b = words.index("fish"), words.index("fox")
+                words[a], words[b] = words[b], words[a]
+                text = "\n".join(words)
+            file.write_text(text, encoding="utf-8")
+
+
+def test_keys_follow_the_tokenizer_and_the_markers(name, tmp_path):
+    def keys(model):
+        model.freeze([*model.config.frozen, "text"])
+        return [model.identity(), model.frozen_text_key("document"), model.frozen_text_key("query")]
+
+    section = tiny.model_section(name, tmp_path / "towers")
+    module = models.module(name)
+
+    def built(**changes):
+        return module.build(check(module.Config, {**section, **changes}, "model"))
+
+    plain, again = keys(built()), keys(built())
+    assert plain == again
+    swapped = keys(built(query_marker="[unused1]", doc_marker="[unused0]"))
+    assert all(a != b for a, b in zip(plain, swapped))
+    changed_vocabulary(tmp_path / "towers" / "text")
+    assert all(a != b for a, b in zip(plain, keys(built())))
+
+
+def test_a_checkpoint_remembers_where_it_came_from(model, tmp_path):
+    model.save_pretrained(tmp_path / "first", {"data": "tiny"})
+    models.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second", {"data": "more"})
+    facts = json.loads((tmp_path / "second" / "provenance.json").read_text())
+    assert facts["data"] == "more" and facts["source"]["data"] == "tiny"

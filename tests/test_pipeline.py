@@ -148,7 +148,7 @@ def test_an_index_of_another_checkpoint_is_refused(finished, tmp_path):
     assert (root / "run" / "index" / "manifest.json").read_bytes() == before, "what was built is lost"
 
 
-def test_config_errors_name_key_and_remedy(finished):
+def test_config_errors_name_key_and_remedy(finished, tmp_path):
     _, config = finished
     for override, message in [
         ("model.num_tokns=3", "did you mean 'model.num_tokens'"),
@@ -156,10 +156,10 @@ def test_config_errors_name_key_and_remedy(finished):
         ("data.name=nothing", "known data sets are"),
         ("index.name=nothing", "known indexes are exact, plaid"),
         ("model.name=nothing", "known retrievers are"),
-        ("data.path=nothing.json", "'nothing.json' does not exist"),
+        ("data.path=nothing.json run.out={new}", "'nothing.json' does not exist"),
     ]:
         with pytest.raises(UserError, match=message):
-            train_retrieval.run(["--config_path", str(config), override])
+            train_retrieval.run(["--config_path", str(config), *override.format(new=tmp_path / "r").split()])
 
 
 def test_a_checkpoint_of_another_family_is_refused(finished, tmp_path):
@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_family_is_refused(finished, tmp_path):
 def test_phase_b_starts_from_phase_a(finished, tmp_path, capsys):
     root, config = finished
     train_retrieval.run(["--config_path", str(config), f"run.init={root / 'run'}", f"run.out={tmp_path / 'b'}",
-                         "model.frozen=[vision]", "train.cache_text_states=false"])  # fmt: skip
+                         "model.frozen=[vision]", "model.fresh=[]", "train.cache_text_states=false"])  # fmt: skip
     import torch
 
     from models import from_pretrained

@@ -46,13 +46,15 @@ def arguments(line: str):
 @pytest.mark.parametrize("line", commands("check"))
 def test_commands_that_need_more_than_this_machine(line, tmp_path, monkeypatch, capsys):
     module, words = arguments(line)
-    parsed = importlib.import_module(module).arguments().parse_args(words)
+    parsed = importlib.import_module(module).arguments().parse_intermixed_args(words)
     if "torch.distributed.run" in line:
         from torch.distributed.run import parse_args
 
         launch = shlex.split(line)[3:]
         assert parse_args(launch).training_script == "train_retrieval.py"
     if module != "train_retrieval":
+        importlib.import_module(module).run([*words, "--check"])
+        assert "check: would" in capsys.readouterr().out
         return
     text, vision = tiny.text_tower(tmp_path / "text"), tiny.vision_tower(tmp_path / "vision")
     if "fresh: [linear" in Path(parsed.config_path).read_text():
@@ -61,7 +63,7 @@ def test_commands_that_need_more_than_this_machine(line, tmp_path, monkeypatch, 
                "model.vision.global_layer=-1", "model.vision.patch_layer=-2", "model.vision.grid=null"]  # fmt: skip
     if "init:" in Path(parsed.config_path).read_text():
         tiny.retriever("mire", tmp_path / "init", num_tokens=16, num_heads=12).save_pretrained(tmp_path / "init" / "m")
-        changes.append(f"run.init={tmp_path / 'init' / 'm'}")
+        changes += [f"run.init={tmp_path / 'init' / 'm'}"]
     train_retrieval.run([*words, *changes, "--check"])
     assert "trainable parameters" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 
 from core import distributed
 from core.config import check
+from core.errors import UserError
 from core.records import ImageRef
 from core.tokens import TokenBatch
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever, ToyVisual
@@ -46,6 +47,7 @@ def _jobs(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
+        distributed.patient_barrier()
         run_uneven(rank, folder / "uneven")
         for name, (nways, gather) in GRADIENTS.items():
             run_gradients(rank, folder / name, nways, gather)
@@ -193,3 +195,22 @@ def test_modalities_may_be_missing_on_one_process(pair):
     a, b = (torch.load(pair / "mixed" / f"rank{r}.pt") for r in (0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["image.weight"], toy().image.weight)
+
+
+@pytest.mark.parametrize(("device", "cuda", "backend"), [
+    ("cpu", True, "gloo"), ("auto", True, "nccl"), ("cuda", True, "nccl"), ("auto", False, "gloo"),
+])  # fmt: skip
+def test_the_backend_follows_the_device_asked_for(monkeypatch, device, cuda, backend):
+    seen = []
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: seen.append(backend))
+    distributed.init(device)
+    assert seen == [backend]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    if backend == "nccl":
+        with pytest.raises(UserError, match="this machine has 1; start as many processes as GPUs"):
+            distributed.init(device)

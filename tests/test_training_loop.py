@@ -21,6 +21,7 @@ from training.config import CHANGEABLE, FIXED, Config
 from training.loop import fit
 from training.objective import Contrastive
 from training.parallel import StepModule, train_mode
+from training.same_run import check_same_run
 from training.schedule import lr_factor, param_groups, trainable
 from training.tracker import Tracker, read
 
@@ -141,6 +142,48 @@ def test_other_frozen_parts_are_refused_and_another_rate_is_said(tmp_path, capsy
         fit(ToyRetriever(ToyConfig(frozen=["trunk"])), ToyDataset(), settings(tmp_path, steps=4))
     fit(ToyRetriever(), ToyDataset(), settings(tmp_path, steps=4, lr=0.02))
     assert "train.lr is now 0.02" in capsys.readouterr().err
+
+
+BASE = {
+    "model": {"name": "mire", "num_heads": 12, "train": {"rows": ["text"]}},
+    "data": {"name": "toy", "limit": None},
+    "run": {"out": "here", "init": None},
+}
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"model": {**BASE["model"], "num_heads": 3}}, "model.num_heads: 12 there, 3 now"),
+    ({"model": {**BASE["model"], "train": {"rows": ["global"]}}}, r"model.train.rows: \['text'\] there"),
+    ({"data": {**BASE["data"], "limit": 10}}, "data.limit: null there, 10 now"),
+    ({"run": {"out": "here", "init": "phase_a"}}, "run.init: null there, 'phase_a' now"),
+])  # fmt: skip
+def test_a_run_of_another_model_or_other_data_does_not_go_on(tmp_path, monkeypatch, change, line):
+    fit(ToyRetriever(), ToyDataset(), settings(tmp_path, steps=2), provenance={"config": BASE})
+    config, other = settings(tmp_path, steps=4), {"config": {**BASE, **change}}
+    monkeypatch.setattr(checkpoint, "restore_weights", lambda *a: pytest.fail("weights were loaded first"))
+    for attempt in (
+        lambda: check_same_run(tmp_path, config, other),
+        lambda: fit(ToyRetriever(ToyConfig(hidden=6)), ToyDataset(), config, provenance=other),
+    ):
+        with pytest.raises(UserError, match=line) as error:
+            attempt()
+        assert "run.out" in str(error.value) and "run.init" in str(error.value)
+        assert "train.out" not in str(error.value)
+
+
+def test_the_same_run_goes_on_wherever_it_is_and_with_defaults_written_out(tmp_path):
+    config = settings(tmp_path, steps=2)
+    check_same_run(tmp_path, config, {"config": BASE})  # nothing there yet
+    fit(ToyRetriever(), ToyDataset(), config, provenance={"config": BASE})
+    moved = {**BASE, "run": {"out": "there"}, "data": {"name": "toy"}}
+    longer = settings(tmp_path, steps=4)
+    check_same_run(tmp_path, longer, {"config": moved})
+    check_same_run(tmp_path, longer, None)
+    assert fit(ToyRetriever(), ToyDataset(), longer, provenance={"config": moved}).step == 4
+    with pytest.raises(UserError, match="batch_size"):
+        check_same_run(tmp_path, settings(tmp_path, batch_size=2), {"config": BASE})
+    with pytest.raises(UserError, match=r"train\.resume is false; give another run\.out"):
+        check_same_run(tmp_path, settings(tmp_path, resume=False), {"config": BASE})
 
 
 # ---- checkpoints

@@ -60,6 +60,12 @@ def vision_tower(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+VARIANTS = {
+    "mire": [{}, {"mask_policy": "train"}, {"mask_policy": "clean"}, {"residual": True}],
+}
+"""Config values that change what a family computes; the contract holds for each. A family not named has its default."""
+
+
 def model_section(name: str, root: Path, **changes) -> dict:
     """The ``model`` section of family ``name`` on tiny towers below ``root``; fields a family lacks are left out."""
     import models
@@ -108,6 +114,17 @@ def queries(folder: Path, images: bool = True) -> list[Query]:
         Query("question", "which bird eats fish in this country and lives in snow"),
         Query("image", "", (pictures[1],)),
         Query("short", "food", (pictures[2],)),
+    ]
+
+
+def mixed_documents(folder: Path) -> list[Document]:
+    """Text only, image only, both, neither: every combination a corpus with images may hold."""
+    pictures = [image(folder, f"d{i}.png", (60 * i, 90, 255 - 50 * i)) for i in range(2)]
+    return [
+        Document("text", "the bird eats fish."),
+        Document("image", "", (pictures[0],)),
+        Document("both", "the climate is mild, and the river is cold", (pictures[1],)),
+        Document("empty", ""),
     ]
 
 

@@ -140,7 +140,7 @@ def _newest_usable(out: str | Path) -> int | None:
             return step
         print(f"checkpoint '{folder(out, step)}' is damaged ({problem}); trying the one before it.", file=sys.stderr)
     if found:
-        raise UserError(f"every checkpoint in '{out}' is damaged; restore a copy or give another train.out.")
+        raise UserError(f"every checkpoint in '{out}' is damaged; restore a copy or give another run.out.")
     return None
 
 

@@ -24,9 +24,9 @@ from core.files import write_json
 from core.progress import progress
 from core.protocols import RetrievalDataset, Retriever, TextStates
 from core.visual import VisualSource
-from training import checkpoint
+from training import checkpoint, same_run
 from training.batches import Collator, Order, TrainBatch, stream
-from training.config import CHANGEABLE, FIXED, Config
+from training.config import Config
 from training.objective import Objective, from_config
 from training.parallel import StepModule, mean_over_processes, on_signal, quiet, train_mode, wrap
 from training.schedule import lr_factor, param_groups, trainable
@@ -66,9 +66,10 @@ def fit(
 
     visual, states: where pixels or features and frozen-text states come from. validate: metrics of the retriever, all
     better when larger. tracker: made from the config when None. out: instead of ``config.out``. provenance: facts
-    about data and run that every checkpoint carries. Ctrl-C or SIGTERM: a checkpoint after the present step, then a
-    return with ``stopped``. Afterwards the retriever is in eval mode and stage. Errors: UserError, also for a loss
-    that is not finite.
+    about data and run that every checkpoint carries; of its "config" the model and data sections and run.init must stay
+    the same when a run goes on (see ``training.same_run``). Ctrl-C or SIGTERM: a checkpoint after the present step,
+    then a return with ``stopped``. Afterwards the retriever is in eval mode and stage. Errors: UserError, also for a
+    loss that is not finite.
     """
     run = _Run(retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance)
     try:
@@ -270,6 +271,7 @@ class _Run:
             "position": {"epoch": self.epoch, "within": self.within},
             "best": self.best,
             "config": self.config.model_dump(),
+            "made_by": same_run.made_by(self.provenance),
             "world": distributed.world(),
             "names": [name for name, _ in self.named],
         }
@@ -284,9 +286,9 @@ class _Run:
                 write_json(self.out / "train_config.json", self.config.model_dump())
             return
         self.saved, state = found
-        if not self.config.resume:
-            raise UserError(f"'{self.out}' holds a run and train.resume is false; give another train.out or delete it.")
-        self._check_same_run(state)
+        same_run.compare(state, self.out, self.config, self.provenance)
+        self._check_parameters(state)
+        same_run.tell_changes(state, self.config)
         checkpoint.restore_weights(self.retriever, self.saved)
         self.optimizer.load_state_dict(state["optimizer"])
         for group, fresh in zip(self.optimizer.param_groups, param_groups(self.named, self.config)):
@@ -298,21 +300,12 @@ class _Run:
         if distributed.is_main():
             print(f"resuming after step {self.step} of {self.total} ({self.saved}).", file=sys.stderr)
 
-    def _check_same_run(self, state: dict) -> None:
-        """What may not differ is an error; other differences are said."""
-        then = {**state["config"], "processes": state["world"]}
-        now = {**self.config.model_dump(), "processes": distributed.world()}
-        differing = [k for k in now if k in then and then[k] != now[k] and k not in CHANGEABLE]
-        fixed = [k for k in differing if k in FIXED or k == "processes"]
-        if fixed:
-            lines = "; ".join(f"{k}: {then[k]!r}, now {now[k]!r}" for k in fixed)
-            raise UserError(f"'{self.out}' was trained otherwise ({lines}); set these back or give another train.out.")
+    def _check_parameters(self, state: dict) -> None:
+        """The optimizer's state belongs to its parameters."""
         names = [name for name, _ in self.named]
         if state["names"] != names:
             odd = sorted(set(state["names"]) ^ set(names))
             raise UserError(
                 f"'{self.out}' trained other parameters (such as {odd[0] if odd else names[0]}); set model.frozen back "
-                "or give another train.out and start from the checkpoint with model.checkpoint."
+                "or give another run.out and start from the checkpoint with run.init."
             )
-        for key in differing if distributed.is_main() else ():
-            print(f"note: train.{key} is now {now[key]!r}, the run began with {then[key]!r}.", file=sys.stderr)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from core import distributed
@@ -104,11 +102,7 @@ def build_states(
     spec = frozen_key(retriever, "document")
     if distributed.is_main():
         _build(retriever, documents, Path(path), spec, batch_size, shard_rows)
-    if distributed.world() > 1:
-        # A group of its own: the default one gives up after half an hour, a large corpus takes longer.
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-        dist.barrier(group=patient)
-        dist.destroy_process_group(patient)
+    distributed.patient_barrier()
     return Store(path, expect=spec)
 
 

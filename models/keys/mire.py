@@ -23,7 +23,8 @@ def to_ours(name: str, prefixes: list[tuple[str, str]] = PREFIXES) -> str | None
             bare = name[len(theirs) :]
             if IGNORED.search(bare):
                 return None
-            return ours + (canonical("clip_vision_model", bare) if ours == "vision.trunk." else bare)
+            family = "clip_vision_model" if ours == "vision.trunk." else "bert"
+            return ours + canonical(family, bare)
     return f"?{name}"
 
 

@@ -14,6 +14,9 @@ DINO = [
     (re.compile(r"\.attention\.o_proj\."), ".attention.output.dense."),
 ]
 
+LAYER_NORM = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""BERT files converted from TensorFlow."""
+
 IGNORED = re.compile(
     r"(^|\.)position_ids$|^(text_model|text_projection|visual_projection|logit_scale|logit_bias)(\.|$)"
 )
@@ -24,7 +27,7 @@ def canonical(family: str, name: str) -> str:
     """Hub-style name of a vision or text tower weight.
 
     family: ``config.model_type`` of the tower. CLIP and SigLIP have the prefix ``vision_model.`` in files and, since
-    transformers 5.x, not in memory; DINOv2's projections were renamed; BERT kept its names.
+    transformers 5.x, not in memory; DINOv2's projections were renamed; BERT's LayerNorm was.
     """
     if family.startswith(("clip", "siglip")):
         return name if name.startswith(("vision_model.", "text_model.")) else f"vision_model.{name}"
@@ -32,6 +35,9 @@ def canonical(family: str, name: str) -> str:
         name = name.removeprefix("dinov2.")
         for pattern, hub in DINO:
             name = pattern.sub(hub, name)
+    for old, hub in LAYER_NORM.items():
+        if name.endswith(old):
+            name = name.removesuffix(old) + hub
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -46,6 +47,21 @@ def resolve(name: str, root: str | Path | None = None) -> Path:
     return folder
 
 
+def tower_config(folder: Path):
+    """The folder's Hugging Face config; a damaged one or an unknown model type is a UserError."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"'{Path(folder) / 'config.json'}' does not describe a tower ({reason}); give a folder in the Hugging Face "
+            "layout whose model_type transformers knows."
+        ) from None
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder: safetensors preferred, sharded or not, else pickled weights (weights only)."""
     from core.files import read_json
@@ -56,12 +72,26 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         files = sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))
         return {k: v for f in files for k, v in _safetensors(folder / f).items()}
     if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        return _pickled(folder / "pytorch_model.bin")
     if (folder / "pytorch_model.bin.index.json").is_file():
         files = sorted(set(read_json(folder / "pytorch_model.bin.index.json")["weight_map"].values()))
-        parts = [torch.load(folder / f, map_location="cpu", weights_only=True) for f in files]
+        parts = [_pickled(folder / f) for f in files]
         return {k: v for part in parts for k, v in part.items()}
     raise UserError(f"the model folder '{folder}' holds no weights ({' or '.join(WEIGHT_FILES)}); download it again.")
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    # Not core.foreign: towers published before torch 1.6 are in the format without a zip.
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"the weights '{path}' cannot be read ({reason}); download or convert them again.") from None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"the weights '{path}' hold a {type(found).__name__}, not tensors by name; download them again."
+        )
+    return {k: v for k, v in found.items() if isinstance(v, Tensor)}
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

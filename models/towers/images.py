@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+SETTINGS = {"size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor"}
+"""Besides the switches ``do_*``, what an image processor's pixels depend on."""
+
+
+def _plain(value):
+    """Sizes and enums as sorted plain dicts, lists and numbers."""
+    if isinstance(value, dict):
+        return {k: _plain(value[k]) for k in sorted(value) if value[k] is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return int(value) if isinstance(value, IntEnum) else value
+
+
 class PixelSource:
     """A VisualSource that decodes images and runs a Hugging Face image processor (PIL-backed)."""
 
@@ -82,13 +96,10 @@ class PixelSource:
         self.fingerprint = {"kind": "pixels", "preprocessing": self.describe()}
 
     def describe(self) -> dict:
-        """The processor's settings that change pixels."""
+        """The processor's settings that change pixels, the same under every release of transformers."""
         raw = self.processor.to_dict()
-        return {
-            k: v
-            for k, v in sorted(raw.items())
-            if k.startswith(("do_", "size", "crop", "image_", "resample", "resc")) and k != "image_processor_type"
-        }
+        named = {k: _plain(raw[k]) for k in sorted(raw) if k.startswith("do_") or k in SETTINGS}
+        return {k: v for k, v in named.items() if v not in (None, False)}  # releases differ in what they spell out
 
     def fetch(self, refs: Sequence[ImageRef]) -> VisualBatch:
         return self.pixels([decode(ref) for ref in refs])
@@ -103,10 +114,17 @@ class PixelSource:
 
 def load_processor(folder: str | Path):
     """The folder's image processor, always the PIL backend: the other needs torchvision."""
-    from transformers import AutoImageProcessor
+    # Not from the top level, which some 5.x replace by a stand-in where torchvision is missing.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        try:
+            made = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        except TypeError:  # 5.x before ``backend``
+            made = None
+        if made is None or type(made).__name__.endswith("Fast"):  # the argument may also have been ignored
+            made = AutoImageProcessor.from_pretrained(folder, use_fast=False)
+        return made
     except (OSError, ValueError) as error:
         raise UserError(
             f"no image processor in '{folder}' ({str(error).splitlines()[0]}); "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from models.keys.towers import match
-from models.towers.folders import assign, read_weights, resolve
+from models.towers.folders import assign, read_weights, resolve, tower_config
 
 
 class TextTower(nn.Module):
@@ -19,7 +19,13 @@ class TextTower(nn.Module):
         super().__init__()
         from transformers import AutoModel
 
-        self.trunk = AutoModel.from_config(config).float()
+        try:
+            self.trunk = AutoModel.from_config(config).float()
+        except (ValueError, TypeError) as error:  # a wrong kind of value shows here in early 5.x
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"a text tower of type '{config.model_type}' cannot be built ({reason}); give a BERT-like encoder."
+            ) from None
         self.linear = nn.Linear(config.hidden_size, dim, bias=False)
         if not pooler:
             self.trunk.pooler = None
@@ -42,10 +48,8 @@ def load_text_tower(name: str, dim: int, root: str | Path | None = None) -> tupl
 
     Returns the tower, the weights left at their initial value, and the folder (for its tokenizer).
     """
-    from transformers import AutoConfig
-
     folder = resolve(name, root)
-    config = AutoConfig.from_pretrained(folder)
+    config = tower_config(folder)
     tensors = read_weights(folder)
     prefix = trunk_prefix(tensors)
     if "linear.weight" in tensors and tensors["linear.weight"].shape[0] != dim:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from core.errors import UserError
+from core.files import fingerprint
 
 
 class ColbertTokenizer:
@@ -53,6 +55,12 @@ class ColbertTokenizer:
                 "model.doc_marker to entries that are, such as '[unused0]'."
             )
         return index
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over the vocabulary and over how a probe is cut (case, accents, punctuation, scripts)."""
+        probe = self.tokenizer.encode("Crème BRÛLÉE, isn't it?  naïve-3.5 東京 ß", add_special_tokens=True)
+        return fingerprint([sorted(self.tokenizer.get_vocab().items()), probe])
 
     def queries(self, texts: Sequence[str], maxlen: int, pad_to_maxlen: bool = True) -> tuple[Tensor, Tensor]:
         """ids padded with [MASK] (to ``maxlen``, or to the longest), mask 0 on the padding."""

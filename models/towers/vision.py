@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core.config import Strict
 from core.errors import UserError
 from models.keys.towers import match
-from models.towers.folders import assign, read_weights, resolve
+from models.towers.folders import assign, read_weights, resolve, tower_config
 
 
 class VisionConfig(Strict):
@@ -85,9 +85,7 @@ class VisionTower(nn.Module):
 
 def vision_trunk_config(folder: Path):
     """The vision half of a folder's config: CLIP and SigLIP folders often hold both halves."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = tower_config(folder)
     return getattr(config, "vision_config", config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import torch
@@ -43,9 +44,10 @@ def _queries(case: Case, model: ColBERT) -> dict[str, Tensor]:
     assert torch.allclose(torch.cat(one_by_one), out["query_emb"], atol=2e-5), "a query depends on its companions"
     words = model.tokenizer.tokenizer.convert_ids_to_tokens
     shown = {model.tokenizer.query_marker_id: "[Q]", model.tokenizer.doc_marker_id: "[D]"}
-    n = len(case.lists["query_tokens"])
+    n = len(case.lists.get("query_tokens", []))
     rows = [[shown.get(i, w) for i, w in zip(row, words(row))] for row in out["query_ids"][:n].tolist()]
-    case.json("query_tokens", rows)
+    if n:
+        case.json("query_tokens", rows)
     put("ctxq", model.query_from_text(texts["queries"][: len(texts["contexts"])], context=texts["contexts"]))
     put("longq", model.query_from_text([texts["long_query"]], full_length=True))
     put("longq_trunc", model.query_from_text([texts["long_query"]]))
@@ -66,20 +68,30 @@ def _documents(case: Case, model: ColBERT) -> dict[str, Tensor]:
     padded = model.encode_documents(batch)
     rows = model.doc_from_text(texts)
     lengths = torch.tensor([len(r) for r in rows])
-    case.json("doclens_flatten", lengths.tolist())
-    case.json("doc_emb_list_lens", lengths.tolist())
-    case.json("skiplist_ids", model.tokenizer.skip_ids)
+    for name, value in {
+        "doclens_flatten": lengths.tolist(),
+        "doc_emb_list_lens": lengths.tolist(),
+        "skiplist_ids": model.tokenizer.skip_ids,
+    }.items():
+        if name in case.lists:
+            case.json(name, value)
     assert len(model.tokenizer.skip_ids) <= len(string.punctuation)
-    long_enough = [t for t in texts if len(t) > 20]
-    pooled = model.doc_from_text(long_enough, pool_factor=2, protected_tokens=1)
-    case.json("doclens_pool2", [len(r) for r in pooled])
+    pooled = {}
+    for name in [n for n in case.expected if re.fullmatch(r"doc_emb_flatten_pool\d+", n)]:
+        told = re.search(r"protected_tokens=(\d+)", case.facts["expected_tensors"][name]["made_by"])
+        shortest = re.search(r"longer than (\d+) characters", case.facts["expected_tensors"][name]["made_by"])
+        some = [t for t in texts if len(t) > (int(shortest[1]) if shortest else 0)]
+        factor = int(name.rsplit("pool", 1)[1])
+        rows_pooled = model.doc_from_text(some, pool_factor=factor, protected_tokens=int(told[1]) if told else 0)
+        pooled[name] = torch.cat(rows_pooled)
+        case.json(f"doclens_pool{factor}", [len(r) for r in rows_pooled])
     queries = model.query_from_text(case.texts["queries"])[1]
     packed = torch.cat(rows)
     train_ids, train_mask = model.tokenizer.documents(case.texts["train_docs"], model.config.train.doc_maxlen)
     negated = TokenBatch(-queries.embeddings[:1], queries.mask[:1])
     return {
         "doc_ids": batch["ids"], "doc_mask": batch["mask"], "doc_keepmask": batch["keep"],
-        "doc_emb_keepdims": padded.embeddings, "doc_emb_flatten": packed, "doc_emb_flatten_pool2": torch.cat(pooled),
+        "doc_emb_keepdims": padded.embeddings, "doc_emb_flatten": packed, **pooled,
         "maxsim_all": maxsim(queries, padded),
         "maxsim_aligned": maxsim_pairs(queries.select(slice(len(texts))), padded)[:, 0],
         "maxsim_packed_q0": maxsim_packed(queries.embeddings[0], packed, lengths, floor=0.0),
@@ -97,13 +109,15 @@ def _index(case: Case) -> None:
     case.tensor("doclens", index.doclens, "exact")
     scores = torch.stack([index.exact_scores(q) for q in case.expected["query_emb"]])
     case.tensor("index_exact_scores", scores, "score")
-    pids = case.lists["decompressed_5docs_pids"]
-    raw = [index.decompress([pid], normalise=False) for pid in pids]
-    case.json("decompressed_5docs_lens", [len(r) for r in raw])
-    case.tensor("decompressed_raw_5docs", torch.cat(raw), "embedding")
-    case.tensor("decompressed_5docs", index.decompress(pids), "embedding")
-    case.aside("json:decompressed_5docs_pids", "says which passages the decompressed rows are")
-    case.aside("json:search/*", "ranked search over a foreign index: still to come with the index engine")
+    for name in [n for n in case.lists if re.fullmatch(r"decompressed_\d+docs_pids", n)]:
+        pids, stem = case.lists[name], name.removesuffix("_pids")
+        case.json(f"{stem}_lens", [len(index.decompress([pid])) for pid in pids])
+        case.tensor(stem, index.decompress(pids), "embedding")
+        case.tensor(
+            stem.replace("decompressed_", "decompressed_raw_"), index.decompress(pids, normalise=False), "embedding"
+        )
+        case.aside(f"json:{name}", "says which passages the decompressed rows are")
+    case.aside("json:search/*", "ranked search, compared entry by entry in tests/test_index_colbert_ai.py")
 
 
 def _loss(case: Case, model: ColBERT, stem: str) -> None:
