@@ -300,3 +300,15 @@ def test_a_killed_stage_goes_on_where_it_was(finished, tmp_path, stage):
 
         assert Index.open(tmp_path / "index").verify() == []
         assert list(Index.open(tmp_path / "index").ids()) == list(Index.open(root / "run" / "index").ids())
+
+
+def test_two_processes_of_torchrun_equal_one(finished, tmp_path):
+    """The README's launch line: two processes with batch 2 take the steps of one process with batch 4."""
+    _, config = finished
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_retrieval.py"]
+    words = ["--config_path", str(config), f"run.out={tmp_path / 'two'}", "train.batch_size=2"]
+    done = subprocess.run(run + words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train_retrieval.run(["--config_path", str(config), f"run.out={tmp_path / 'one'}"])
+    two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
+    assert len(two) == 4 and two == pytest.approx(one, rel=1e-3)
