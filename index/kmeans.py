@@ -39,10 +39,7 @@ def kmeans(points: Tensor, k: int, *, seed: int, iterations: int, unit: bool) ->
     return centroids
 
 
-def default_centroids(vectors: int, sample: int) -> int:
-    """2^floor(log2(16 sqrt(vectors))) as in PLAID, at most 2^14 and at most half the sample.
-
-    The cap keeps a CPU build of a million passages to an hour or two; give n_centroids to go beyond it.
-    """
+def centroids_for(vectors: int, sample: int, most: int) -> int:
+    """2^floor(log2(16 sqrt(vectors))) as in PLAID, at most half the sample and at most ``most``; a power of two."""
     wanted = max(1, int(16 * vectors**0.5))
-    return 1 << (max(1, min(wanted, 1 << 14, sample // 2)).bit_length() - 1)
+    return 1 << (max(1, min(wanted, most, sample // 2)).bit_length() - 1)

@@ -34,7 +34,7 @@ from index.chunks import (
 )
 from index.codec import NBITS, Codec, fit_buckets
 from index.ivf import invert
-from index.kmeans import assign, default_centroids, kmeans
+from index.kmeans import assign, centroids_for, kmeans
 
 CODEBOOK = "codebook.json"
 SPOOL = "spool"
@@ -52,7 +52,7 @@ def build(
     total: int | None,
     nbits: int,
     seed: int,
-    n_centroids: int | None,
+    max_centroids: int,
     sample_vectors: int,
     iterations: int,
     chunk_docs: int,
@@ -62,13 +62,13 @@ def build(
     if nbits not in NBITS:
         raise UserError(f"nbits={nbits!r} is not offered; use one of {', '.join(map(str, NBITS))}.")
     numbers = {"dim": dim, "sample_vectors": sample_vectors, "iterations": iterations, "chunk_docs": chunk_docs}
-    check_positive(**numbers, **({} if n_centroids is None else {"n_centroids": n_centroids}))
+    check_positive(**numbers, max_centroids=max_centroids)
     if (path / MANIFEST).is_file():
         shutil.rmtree(path / SPOOL, ignore_errors=True)  # the process died between the manifest and this
     options = {
         "nbits": nbits,
         "seed": seed,
-        "n_centroids": n_centroids,
+        "max_centroids": max_centroids,
         "sample_vectors": sample_vectors,
         "iterations": iterations,
         "chunk_docs": chunk_docs,
@@ -96,12 +96,7 @@ def _fit(path: Path, spool: Chunks, options: dict, device: str) -> None:
     held = min(HELDOUT, len(sample) // 20)
     # A handful of vectors leaves nothing to hold out; the buckets then see the vectors of k-means.
     heldout, train = (sample[order[:held]], sample[order[held:]]) if held else (sample, sample)
-    k = options["n_centroids"] or default_centroids(int(spool.offsets[-1]), len(train))
-    if k > len(train):
-        raise UserError(
-            f"n_centroids={k} is more than the {len(train)} vectors of the sample; "
-            "lower n_centroids or raise sample_vectors."
-        )
+    k = centroids_for(int(spool.offsets[-1]), len(train), options["max_centroids"])
     centroids = kmeans(train, k, seed=options["seed"], iterations=options["iterations"], unit=unit)
     centroids = centroids.half().float()  # what is stored is what every later stage uses
     residuals = heldout - centroids[assign(heldout, centroids)]
@@ -178,7 +173,8 @@ def _finish(path: Path, dim: int, encoder: dict, options: dict) -> None:
             "documents_without_vectors": int((chunks.lengths == 0).sum()),
             "chunks": chunks.count,
             "unit": codec.unit,
-            "options": {**options, "n_centroids": len(codec.centroids)},
+            "options": options,
+            "centroids": len(codec.centroids),
             "encoder": encoder,
             "files": {**{name: file_facts(path / name) for name in single}, **chunk_files(chunks)},
         },

@@ -12,7 +12,7 @@ from core.tokens import TokenBatch
 from index import exact
 from index.chunks import row_numbers
 from index.codec import Codec, fit_buckets, pack_bits, unpack_bits
-from index.kmeans import assign, default_centroids, kmeans
+from index.kmeans import assign, centroids_for, kmeans
 from index.plaid import EFFORTS, Index
 from tests.index_cases import ENCODER, corpus, overlap, questions, run_killed, snapshot
 
@@ -24,7 +24,7 @@ QUERIES = questions(DOCS, 8, 40)
 def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("plaid")
     indexes = {
-        n: Index.build(root / str(n), DOCS, dim=32, encoder=ENCODER, nbits=n, n_centroids=512) for n in (1, 2, 4, 8)
+        n: Index.build(root / str(n), DOCS, dim=32, encoder=ENCODER, nbits=n, max_centroids=512) for n in (1, 2, 4, 8)
     }
     indexes["exact"] = exact.Index.build(root / "exact", DOCS, dim=32, encoder=ENCODER)
     return indexes
@@ -80,10 +80,11 @@ def test_a_lost_centroid_restarts():
 
 
 def test_number_of_centroids():
-    assert default_centroids(357_360, 249_000) == 8192
-    assert default_centroids(60_000_000, 249_000) == 16384
-    assert default_centroids(1000, 1000) == 256  # 505 rounded down, and below half of the sample
-    assert default_centroids(1, 1) == 1
+    assert centroids_for(357_360, 249_000, 1 << 14) == 8192
+    assert centroids_for(60_000_000, 249_000, 1 << 14) == 16384
+    assert centroids_for(1000, 1000, 1 << 14) == 256  # 505 rounded down, and below half of the sample
+    assert centroids_for(1, 1, 1 << 14) == 1
+    assert centroids_for(357_360, 249_000, 2500) == 2048
 
 
 def test_eight_bits_rank_as_exact(built):
