@@ -12,10 +12,10 @@ from tests.golden_case import LATER, Case, cases
 FOUND = cases()
 
 
-@pytest.mark.skipif("GOLDEN_DIR" in os.environ, reason="a folder of one's own may hold any cases")
 def test_cases_are_found():
     systems = {Case(path).system for path in FOUND}
-    assert {"colbert", "mire"} <= systems
+    # A folder of one's own may hold any cases, but an empty one proves nothing.
+    assert systems if "GOLDEN_DIR" in os.environ else {"colbert", "mire"} <= systems
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda p: f"{p.parent.name}/{p.name}")
