@@ -29,7 +29,6 @@ class ColbertTokenizer:
         self.query_marker_id = self._known(query_marker)
         self.doc_marker_id = self._known(doc_marker)
         self.pad_id, self.mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
-        self.cls_id = tokenizer.cls_token_id
         # The first piece of each punctuation symbol, as the original skip list has it.
         self.skip_ids = sorted({tokenizer.encode(s, add_special_tokens=False)[0] for s in string.punctuation})
 
