@@ -52,6 +52,8 @@ class Codec:
         if self.nbits not in NBITS or len(self.weights) != 2**self.nbits:
             raise UserError(f"{len(self.weights)} bucket weights do not fit nbits in {NBITS}; the index is damaged.")
         self._table = self.weights[unpack_table(self.nbits).to(self.weights.device)]
+        self.integers, self.step, self.levels = exact_integers(self.centroids, float(self.weights.abs().max()))
+        self.integer_weights = torch.round(self.weights / self.step).to(torch.int8)
 
     @property
     def dim(self) -> int:
@@ -65,6 +67,12 @@ class Codec:
         residuals = vectors - self.centroids[codes]
         return pack_bits(torch.bucketize(residuals, self.cutoffs).to(torch.uint8), self.nbits)
 
+    def rebuild(self, codes: Tensor, packed: Tensor) -> Tensor:
+        """``decompress`` in integers: multiples of ``step`` [n, D] float32, not brought to length 1."""
+        weights = self.integer_weights.float()[unpack_table(self.nbits).to(packed.device)]
+        rows = torch.nn.functional.embedding(packed.int(), weights).reshape(len(codes), -1)[:, : self.dim]
+        return rows + self.integers.float()[codes.long()]
+
     def decompress(self, codes: Tensor, packed: Tensor, normalise: bool | None = None) -> Tensor:
         """codes [n], packed [n, bytes] uint8 -> [n, D] float32: centroid + bucket weight, at length 1 when ``unit``.
 
@@ -77,13 +85,39 @@ class Codec:
         return rows
 
 
-def fit_buckets(residuals: Tensor, nbits: int) -> tuple[Tensor, Tensor]:
+def fit_buckets(residuals: Tensor, nbits: int, most: int = 1 << 20, rounds: int = 40) -> tuple[Tensor, Tensor]:
     """residuals [n, D] of held-out vectors -> cutoffs [2^nbits - 1] and weights [2^nbits] float32.
 
-    All dimensions share the buckets: each holds the same share of the values and is rebuilt as its median.
+    All dimensions share the buckets, which are Lloyd-Max's (Lloyd 1982): a value belongs to the nearest weight and a
+    weight is the mean of its values, which makes the squared error small. ColBERTv2 takes buckets of equal shares and
+    their medians, whose error at 4 bits is about twice as long.
     """
-    values = np.sort(residuals.cpu().numpy().astype(np.float64), axis=None)
-    edges = np.arange(2**nbits) / 2**nbits
-    cutoffs = np.quantile(values, edges[1:])
-    weights = np.quantile(values, edges + 0.5 / 2**nbits)
+    values = residuals.flatten()
+    values = values[:: max(1, len(values) // most)].cpu().numpy().astype(np.float64)
+    values.sort()
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    # Where squared error is what counts, buckets stand as densely as the cube root of the values' density does.
+    edges = np.quantile(values, np.linspace(0, 1, 1025))
+    density = np.cumsum(np.diff(edges) ** (2 / 3))
+    shares = (np.arange(2**nbits) + 0.5) / 2**nbits * density[-1]
+    weights = np.interp(shares, np.concatenate([[0.0], density]), edges)
+    for _ in range(rounds):
+        places = np.searchsorted(values, (weights[1:] + weights[:-1]) / 2)
+        bounds = np.concatenate([[0], places, [len(values)]])
+        counts = np.diff(bounds)
+        means = np.diff(sums[bounds]) / np.maximum(1, counts)
+        weights = np.maximum.accumulate(np.where(counts > 0, means, weights))
+    cutoffs = (weights[1:] + weights[:-1]) / 2
     return torch.from_numpy(cutoffs).float(), torch.from_numpy(weights).float()
+
+
+def exact_integers(centroids: Tensor, room: float = 0.0) -> tuple[Tensor, float, int]:
+    """centroids [K, D] float32 -> integers [K, D] int8, the value that 1 stands for, and the largest of them.
+
+    Their products are exact in int32, and also in float32 whatever the order of the sum, so that every device, batch
+    and shard finds the same candidates. room: what may be added to a centroid's value and still fit.
+    """
+    levels = min(126, int((2**24 / centroids.shape[1]) ** 0.5) - 1)
+    top = float(centroids.abs().max()) + room
+    step = top / levels if top > 0 else 1.0
+    return torch.round(centroids / step).to(torch.int8), step, levels

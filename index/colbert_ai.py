@@ -13,8 +13,8 @@ from torch import Tensor
 from core.errors import UserError
 from core.files import read_json
 from core.maxsim import maxsim_packed
-from index.chunks import row_numbers
 from index.codec import Codec
+from index.ivf import row_numbers
 from index.packed import BUDGET_BYTES, blocks
 
 

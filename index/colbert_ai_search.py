@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from index.chunks import row_numbers
 from index.colbert_ai import ColbertAIIndex
+from index.ivf import row_numbers
 from index.packed import segment_max
 
 NO_CENTROID = -9999.0

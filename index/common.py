@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -21,6 +22,11 @@ NOT_RANKED = torch.iinfo(torch.int64).min
 """Key (see ``rank_keys``) of a document that must not appear in a ranking."""
 
 Allowed = AbstractSet[str] | Sequence[AbstractSet[str]] | None
+
+
+def compiled() -> bool:
+    """Whether the compiled loops of ``index.kernels`` can be used."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def check_queries(queries: TokenBatch, dim: int, device: torch.device | str) -> Tensor:
@@ -51,29 +57,34 @@ def check_k(k: int, documents: int) -> None:
         raise UserError(f"k={k} is more than the {documents} documents of the index; ask for k={documents} or less.")
 
 
-def allowed_positions(allowed: Allowed, batch: int, where: Mapping[str, int]) -> list[np.ndarray | None]:
+def allowed_positions(
+    allowed: Allowed, batch: int, find: Callable[[Sequence[str]], np.ndarray], documents: int
+) -> list[np.ndarray | None]:
     """One ascending int64 array of positions per query, None for "all documents".
 
-    allowed: None, one set of ids for all queries, or a sequence with one set per query. where: id -> position.
+    allowed: None, one set of ids for all queries, or a sequence with one set per query. find: ids -> positions, -1 for
+    those that are not there.
     """
     if allowed is None:
         return [None] * batch
+
+    def positions(ids: AbstractSet[str]) -> np.ndarray:
+        wanted = list(ids)
+        found = np.sort(found_ := find(wanted))
+        if len(found) and found[0] < 0:
+            missing = wanted[int(np.argmin(found_))]
+            raise UserError(
+                f"allowed id {missing!r} is not in the index ({documents} documents); take it out of allowed_ids."
+            )
+        return found
+
     if isinstance(allowed, AbstractSet):
-        return [_positions(allowed, where)] * batch
+        return [positions(allowed)] * batch
     if isinstance(allowed, str) or not all(isinstance(one, AbstractSet) for one in allowed):
         raise UserError(f"allowed_ids is a {type(allowed).__name__} without sets; give a set, or one set per query.")
     if len(allowed) != batch:
         raise UserError(f"allowed_ids has {len(allowed)} sets for {batch} queries; give one set, or one per query.")
-    return [_positions(one, where) for one in allowed]
-
-
-def _positions(ids: AbstractSet[str], where: Mapping[str, int]) -> np.ndarray:
-    try:
-        return np.sort(np.fromiter((where[i] for i in ids), dtype=np.int64, count=len(ids)))
-    except KeyError as error:
-        raise UserError(
-            f"allowed id {error.args[0]!r} is not in the index ({len(where)} documents); take it out of allowed_ids."
-        ) from None
+    return [positions(one) for one in allowed]
 
 
 def check_encoder(path: Any, found: dict, wanted: dict) -> None:
@@ -110,6 +121,29 @@ def split_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     ordered = (keys >> 32).to(torch.int32)
     scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
     return scores, 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def float_keys(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """``rank_keys`` of numpy arrays: scores [n] float32, positions [n] -> [n] int64."""
+    bits = (scores + np.float32(0)).view(np.int32)
+    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    return (ordered.astype(np.int64) << 32) | (0xFFFFFFFF - positions.astype(np.int64))
+
+
+def key_positions(keys: np.ndarray) -> np.ndarray:
+    return 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+
+
+def key_scores(keys: np.ndarray) -> np.ndarray:
+    ordered = (keys >> 32).astype(np.int32)
+    return (ordered ^ ((ordered >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+def top_keys(keys: np.ndarray, k: int) -> np.ndarray:
+    """keys [n] -> the min(k, n) largest, descending."""
+    if len(keys) > k:
+        keys = np.partition(keys, len(keys) - k)[len(keys) - k :]
+    return np.sort(keys)[::-1]
 
 
 def best_keys(keys: Tensor, k: int) -> Tensor:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core.errors import UserError
 from core.files import write_json
 from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
-from index.base import ChunkedIndex
-from index.chunks import MANIFEST, Chunks, ChunkWriter, begin, check_positive, chunk_files
-from index.common import Allowed, allowed_positions, check_k, check_queries, rankings
-from index.packed import BUDGET_BYTES, scan
+from index import threads
+from index.common import NO_VECTORS, Allowed, check_k, check_queries, compiled, float_keys, top_keys
+from index.packed import packed_scores
+from index.segment import SegmentWriter, file_facts
+from index.stored import MANIFEST, SPEC, VERSION, StoredIndex, begin, check_positive, entry, exclusive, finished
+from index.stream import blocks
 
-CHUNK_DOCS = 4096
+FIRST = "seg-00000"
+QUERY_ROWS = 4096
+"""Query rows taken through the index in one pass."""
+
+SCAN_ROWS = 1 << 14
+"""Vectors of one piece of a pass."""
+
+WAVE = 64
+"""Pieces whose results are held before they are merged."""
 
 
-class Index(ChunkedIndex):
-    """Packed vectors on disk, memory-mapped, scored block by block with MaxSim in float32."""
+class Index(StoredIndex):
+    """Packed vectors on disk, read block by block, scored with MaxSim in float32."""
 
     FORMAT = "exact"
 
@@ -38,9 +49,8 @@ class Index(ChunkedIndex):
         encoder: dict,
         total: int | None = None,
         dtype: str = "float16",
-        chunk_docs: int = CHUNK_DOCS,
     ) -> Index:
-        """Write the (id, [n, dim]) stream to ``path``, reading it once; at most one chunk is in memory.
+        """Write the (id, [n, dim]) stream to ``path``, reading it once; memory does not grow with it.
 
         encoder: JSON-able, names what made the vectors (``open`` compares it). total: documents, for the progress.
         A killed build goes on when it is called again with the same stream and options; documents that are
@@ -48,40 +58,44 @@ class Index(ChunkedIndex):
         """
         if dtype not in ("float16", "float32"):
             raise UserError(f"dtype {dtype!r} is not offered; use 'float16' or 'float32'.")
-        check_positive(dim=dim, chunk_docs=chunk_docs)
+        check_positive(dim=dim)
         path = Path(path)
-        begin(path, {"format": cls.FORMAT, "dim": dim, "dtype": dtype, "chunk_docs": chunk_docs, "encoder": encoder})
-        watched = progress(stream, "exact index", total, unit="doc")
-        chunks = ChunkWriter(path, dim, dtype, chunk_docs).extend(watched)
-        write_json(
-            path / MANIFEST,
-            {
-                "format": cls.FORMAT,
-                "dim": dim,
-                "dtype": dtype,
-                "documents": len(chunks),
-                "vectors": int(chunks.offsets[-1]),
-                "documents_without_vectors": int((chunks.lengths == 0).sum()),
-                "chunks": chunks.count,
-                "encoder": encoder,
-                "files": chunk_files(chunks),
-            },
-        )
+        with exclusive(path):
+            begin(path, {"format": cls.FORMAT, "dim": dim, "dtype": dtype, "encoder": encoder})
+            segment = finished(path / FIRST)
+            if segment is None:
+                writer = SegmentWriter(path / FIRST, {"vectors": (dtype, [dim])})
+                for block in blocks(progress(stream, "exact index", total, unit="doc"), writer, dim, dtype):
+                    writer.append(block.ids, block.lengths, {"vectors": block.vectors})
+                segment = writer.finish()
+            write_json(
+                path / MANIFEST,
+                {
+                    "format": cls.FORMAT,
+                    "version": VERSION,
+                    "generation": 0,
+                    "dim": dim,
+                    "dtype": dtype,
+                    "documents": len(segment),
+                    "vectors": segment.vectors,
+                    "documents_without_vectors": segment.facts["documents_without_vectors"],
+                    "segments": [entry(segment)],
+                    "last_segment": 0,
+                    "deleted": None,
+                    "encoder": encoder,
+                    "files": {SPEC: file_facts(path / SPEC)},
+                },
+            )
         return cls.open(path)
 
     @staticmethod
     def committed(path: str | Path) -> int:
         """Documents of an unfinished build that need not be encoded again (0 when there is none)."""
-        return len(Chunks(Path(path)))
+        segment = finished(Path(path) / FIRST)
+        return SegmentWriter.committed(Path(path) / FIRST) if segment is None else len(segment)
 
     def search(
-        self,
-        queries: TokenBatch,
-        k: int,
-        allowed_ids: Allowed = None,
-        *,
-        effort: str | None = None,
-        budget_bytes: int = BUDGET_BYTES,
+        self, queries: TokenBatch, k: int, allowed_ids: Allowed = None, *, effort: str | None = None
     ) -> list[Ranking]:
         """The k best documents of each query [B, T, D], ties at the lower position first.
 
@@ -90,21 +104,102 @@ class Index(ChunkedIndex):
         so that callers need not know the index; this one always scores everything.
         """
         check_k(k, len(self))
-        emb = check_queries(queries, self.dim, self.device)
-        allowed = allowed_positions(allowed_ids, len(emb), {} if allowed_ids is None else self.where)
+        emb = check_queries(queries, self.dim, "cpu").numpy()
+        allowed = self._allowed(allowed_ids, len(emb))
+        out: list[np.ndarray] = []
+        step = max(1, QUERY_ROWS // emb.shape[1])
         with torch.inference_mode():
-            return rankings(scan(self._read, self.chunks.lengths, emb, k, allowed, budget_bytes), self.chunks.ids)
+            for first in range(0, len(emb), step):
+                masks = [self._mask(a) for a in allowed[first : first + step]]
+                out += self._scan(emb[first : first + step], k, masks)
+        return [self._ranking(keys) for keys in out]
 
-    def _read(self, positions: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.chunks.take("vectors", positions)).to(self.device).float()
+    @cached_property
+    def _alive(self) -> np.ndarray | None:
+        return self.alive() if len(self._deleted) else None
+
+    def _take(self, manifest: dict) -> None:
+        super()._take(manifest)
+        self.__dict__.pop("_alive", None)
+
+    def _mask(self, allowed: np.ndarray | None) -> np.ndarray | None:
+        """[positions] bool, None for all. Positions of ``allowed`` are never deleted ones."""
+        if allowed is None:
+            return self._alive
+        mask = np.zeros(int(self.bases[-1]), dtype=bool)
+        mask[allowed] = True
+        return mask
+
+    def _scan(self, emb: np.ndarray, k: int, masks: list[np.ndarray | None]) -> list[np.ndarray]:
+        pieces = [
+            (base, segment, first, last)
+            for base, segment in zip(self.bases.tolist(), self.segments)
+            for first, last in segment.blocks(SCAN_ROWS)
+            if any(m is None or m[base + first : base + last].any() for m in masks)
+        ]
+        score = self._compiled(emb) if self.device.type == "cpu" and compiled() else self._plain(emb)
+
+        def work(piece: tuple) -> list[np.ndarray]:
+            base, segment, first, last = piece
+            scores, here = score(segment, first, last), np.arange(base + first, base + last)
+            out = []
+            for b, mask in enumerate(masks):
+                keep = slice(None) if mask is None else mask[here]
+                out.append(top_keys(float_keys(scores[keep, b], here[keep]), k))
+            return out
+
+        best = [np.empty(0, np.int64)] * len(emb)
+        for at in range(0, len(pieces), WAVE):
+            results = threads.run(work, pieces[at : at + WAVE])
+            best = [top_keys(np.concatenate([best[b], *(r[b] for r in results)]), k) for b in range(len(emb))]
+        return best
+
+    def _compiled(self, emb: np.ndarray):
+        """Scores [n, B] of a stretch of documents by the compiled loops."""
+        from index import kernels
+
+        rows = [q[q.any(-1)] for q in emb]
+        starts = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
+        floats = kernels.tiles(np.concatenate(rows) if starts[-1] else emb[0, :1])
+
+        def score(segment, first: int, last: int) -> np.ndarray:
+            low, high = int(segment.offsets[first]), int(segment.offsets[last])
+            vectors = segment.read("vectors", low, high).reshape(-1)
+            vectors = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors
+            out = np.empty((last - first, len(emb)), np.float32)
+            offsets, positions = segment.offsets[first : last + 1] - low, np.arange(last - first)
+            kernels.score_vectors(vectors, self.dim, offsets, positions, floats, starts, np.float32(NO_VECTORS), out)
+            return out
+
+        return score
+
+    def _plain(self, emb: np.ndarray):
+        """The same by torch, on any device."""
+        queries = torch.from_numpy(emb).to(self.device)
+
+        def score(segment, first: int, last: int) -> np.ndarray:
+            vectors = segment.read("vectors", int(segment.offsets[first]), int(segment.offsets[last]))
+            lengths = torch.from_numpy(segment.lengths[first:last]).to(self.device)
+            return packed_scores(queries, torch.from_numpy(vectors).to(self.device).float(), lengths).T.cpu().numpy()
+
+        return score
+
+    # -- what a segment of vectors is ------------------------------------------------------------------------------
+
+    def _arrays(self) -> dict[str, tuple[str, list[int]]]:
+        return {"vectors": (self.manifest["dtype"], [self.dim])}
+
+    def _dtype(self) -> str:
+        return self.manifest["dtype"]
+
+    def _encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        return {"vectors": vectors}
 
     def vectors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every (id, [n, dim]) as stored."""
-        chunks = self.chunks
-        for number in range(chunks.count):
-            array, before = chunks.array("vectors", number), chunks.offsets[chunks.starts[number]]
-            for p in range(chunks.starts[number], chunks.starts[number + 1]):
-                yield chunks.ids[p], np.array(array[chunks.offsets[p] - before : chunks.offsets[p + 1] - before])
+        for ids, lengths, rows in self._live_blocks():
+            edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+            yield from ((id_, rows["vectors"][a:b]) for id_, (a, b) in zip(ids, pairwise(edges)))
 
     def stats(self) -> dict[str, Any]:
         return {**super().stats(), "dtype": self.manifest["dtype"]}

@@ -1,50 +1,99 @@
-"""Inverted lists: centroid -> the documents that have a vector there (PLAID's passage-level IVF)."""
+"""Inverted lists: centroid -> the documents that have a vector there (PLAID's passage-level IVF).
+
+Files of a segment: ``ivf.positions.bin`` [n] int32, the lists one after another, ascending in each, positions counted
+in the segment; ``ivf.starts.npy`` [K + 1] int64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from index.chunks import row_numbers
+from core.files import atomic_file
+from index.common import compiled
+from index.segment import Segment, SegmentWriter, damaged, load_array, save_array
+
+POSITIONS, STARTS = "ivf.positions.bin", "ivf.starts.npy"
+WALK_ROWS = 1 << 20
+PLACE_ENTRIES = 1 << 23
+"""Entries placed in one walk over the codes: 32 MB of memory, however long all lists are together."""
 
 
 @dataclass
 class InvertedLists:
-    """positions [sum(counts)] int32: the lists one after another, ascending in each; counts [K] int64."""
+    """positions [n] int32; starts [K + 1] int64."""
 
     positions: np.ndarray
-    counts: np.ndarray
+    starts: np.ndarray
 
-    def __post_init__(self) -> None:
-        self._starts = np.cumsum(self.counts) - self.counts
+    @staticmethod
+    def read(segment: Segment, n_centroids: int) -> InvertedLists:
+        """Mapped positions; the starts are held and checked."""
+        starts = load_array(segment.path / STARTS)
+        file = segment.path / POSITIONS
+        entries = segment.facts["files"][POSITIONS]["bytes"] // 4
+        if len(starts) != n_centroids + 1 or starts[0] != 0 or starts[-1] != entries or (np.diff(starts) < 0).any():
+            raise damaged(segment.path / STARTS, "it does not fit the lists")
+        if not entries:
+            return InvertedLists(np.empty(0, np.int32), starts)
+        try:
+            return InvertedLists(np.asarray(np.memmap(file, np.int32, "r", shape=(entries,))), starts)
+        except (OSError, ValueError) as error:
+            raise damaged(file, error) from None
 
     def documents(self, cells: np.ndarray) -> np.ndarray:
         """The positions in the lists of ``cells``, one list after another (a document may stand in several)."""
-        return self.positions[row_numbers(self._starts[cells], self.counts[cells])]
+        counts = self.starts[cells + 1] - self.starts[cells]
+        return self.positions[row_numbers(self.starts[cells], counts)]
 
 
-def invert(pairs: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]], n_centroids: int) -> InvertedLists:
-    """Build the lists. pairs() walks the chunks in order and gives (codes [r], document positions [r]) of each.
+def row_numbers(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenation of arange(s, s + n) over all (s, n), without a loop."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
-    Two walks (count, then place) keep memory at one chunk plus the result.
+
+def write(writer: SegmentWriter, n_centroids: int) -> list[str]:
+    """Write the lists of the codes that ``writer`` holds -> names of the files.
+
+    The first walk counts; each further one places the next centroids whose lists fit in memory together.
     """
-    counts = np.zeros(n_centroids, dtype=np.int64)
-    for codes, documents in pairs():
-        counts += np.bincount(_distinct(codes, documents)[0], minlength=n_centroids)
-    out = np.empty(int(counts.sum()), dtype=np.int32)
-    cursor = np.cumsum(counts) - counts
-    for codes, documents in pairs():
-        cells, where = _distinct(codes, documents)
-        here = np.bincount(cells, minlength=n_centroids)
-        used = np.flatnonzero(here)
-        out[row_numbers(cursor[used], here[used])] = where
-        cursor += here
-    return InvertedLists(out, counts)
+    # ``plain`` imports this module.
+    loops = importlib.import_module("index.kernels" if compiled() else "index.plain")
+    path = writer.path
+    lengths = np.fromfile(path / "lengths.bin", np.uint32)
+    counts = np.zeros(n_centroids, np.int64)
+    last = np.full(n_centroids, -1, np.int64)
+    for first, codes, here in _walk(path, lengths, writer):
+        loops.count_pairs(codes, here, first, last, counts)
+    starts = np.zeros(n_centroids + 1, np.int64)
+    np.cumsum(counts, out=starts[1:])
+    with atomic_file(path / POSITIONS) as handle:
+        low = 0
+        while low < n_centroids:
+            high = max(low + 1, int(np.searchsorted(starts, starts[low] + PLACE_ENTRIES, "right")) - 1)
+            out = np.empty(starts[high] - starts[low], np.int32)
+            cursor, last = starts[:-1] - starts[low], np.full(n_centroids, -1, np.int64)
+            for first, codes, here in _walk(path, lengths, writer):
+                loops.place_pairs(codes, here, first, last, low, high, cursor, out)
+            handle.write(out.data)
+            low = high
+    save_array(path / STARTS, starts)
+    return [POSITIONS, STARTS]
 
 
-def _distinct(codes: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different (code, document) pairs, ordered by code, then document."""
-    keys = np.unique((codes.astype(np.int64) << 32) | documents)
-    return keys >> 32, keys & 0xFFFFFFFF
+def _walk(path: Path, lengths: np.ndarray, writer: SegmentWriter) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(first document, codes, lengths) of runs of documents."""
+    dtype = np.dtype(writer.arrays["codes"]["dtype"])
+    first = row = 0
+    with open(path / "codes.bin", "rb") as handle:
+        while first < len(lengths):
+            window = np.cumsum(lengths[first : first + WALK_ROWS], dtype=np.int64)
+            n = max(1, int(np.searchsorted(window, WALK_ROWS, "right")))
+            rows = int(window[n - 1])
+            yield first, np.frombuffer(handle.read(rows * dtype.itemsize), dtype), lengths[first : first + n]
+            first, row = first + n, row + rows

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 64 << 20
+from index import threads
+from index.common import compiled
+
+BLOCK_BYTES = 8 << 20
 """Memory of one [rows, K] block of similarities."""
 
 
@@ -17,23 +21,63 @@ def assign(points: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat([torch.addmm(bias, block, centroids.T).argmax(1) for block in points.split(step)])
 
 
-def kmeans(points: Tensor, k: int, *, seed: int, iterations: int, unit: bool) -> Tensor:
-    """points [n, D] float32 with n >= k -> centroids [k, D] float32.
+class Assigner:
+    """Points to their nearest centroid: integer products of one byte per dimension on CPUs that have them (a point
+    between two centroids may go to the other one, which the residual makes up for), float32 elsewhere."""
+
+    def __init__(self, centroids: Tensor, device: str | torch.device = "cpu") -> None:
+        self.device, self.centroids = torch.device(device), centroids
+        self.fast = False
+        if self.device.type == "cpu" and compiled():
+            from index.simd import DOT4
+
+            self.fast = DOT4
+        if self.fast:
+            from index.codec import exact_integers
+
+            integers, step, self.levels = exact_integers(centroids)
+            self.width = -(-centroids.shape[1] // 4) * 4
+            padded = np.zeros((len(centroids), self.width), np.int16)
+            padded[:, : centroids.shape[1]] = integers.numpy()
+            self.unsigned = (padded + 128).astype(np.uint8).reshape(-1)
+            self.bias = (0.5 / step * centroids.square().sum(1)).numpy()
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """points [n, D] float32 -> [n] int32."""
+        if not self.fast:
+            rows = torch.from_numpy(points).to(self.device)
+            return assign(rows, self.centroids.to(self.device)).to(torch.int32).cpu().numpy()
+        from index import kernels
+
+        codes = np.empty(len(points), np.int32)
+        dim = points.shape[1]
+
+        def work(part: slice) -> None:
+            kernels.nearest(
+                points, dim, self.levels, self.unsigned, self.width, self.bias, part.start, part.stop, codes
+            )
+
+        threads.run(work, threads.pieces(-(-len(points) // kernels.TILE), 8))
+        return codes
+
+
+def kmeans(points: np.ndarray, k: int, *, seed: int, iterations: int, unit: bool, device: str = "cpu") -> Tensor:
+    """points [n, D] float32 with n >= k -> centroids [k, D] float32 on CPU.
 
     Starts from k different points; a centroid that loses all its points restarts at a random one. unit: centroids
     are brought to length 1 (spherical k-means). The same seed, device and thread count give the same bytes on CPU.
     """
     generator = torch.Generator().manual_seed(seed)
-    centroids = points[torch.randperm(len(points), generator=generator)[:k].to(points.device)].clone()
+    rows = torch.from_numpy(points)
+    centroids = rows[torch.randperm(len(rows), generator=generator)[:k]].clone()
     for _ in range(iterations):
-        nearest = assign(points, centroids)
-        sums = torch.zeros_like(centroids).index_add_(0, nearest, points)
+        nearest = torch.from_numpy(Assigner(centroids, device)(points)).long()
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, rows)
         counts = torch.bincount(nearest, minlength=k)
         centroids = sums / counts.clamp(min=1)[:, None]
         lost = torch.nonzero(counts == 0).flatten()
         if len(lost):
-            again = torch.randint(len(points), (len(lost),), generator=generator)
-            centroids[lost] = points[again.to(points.device)]
+            centroids[lost] = rows[torch.randint(len(rows), (len(lost),), generator=generator)]
         if unit:
             centroids = torch.nn.functional.normalize(centroids, dim=-1)
     return centroids

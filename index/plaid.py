@@ -1,4 +1,8 @@
-"""PLAID (Santhanam et al. 2022b): centroid numbers find the candidates, compressed residuals rank them."""
+"""PLAID (Santhanam et al. 2022b): centroid numbers find the candidates, compressed residuals rank them.
+
+A search looks at the centroids once per query (integer products, the same on every device), opens the best lists of
+every query row, ranks their documents by centroids alone, and decompresses the best of these for MaxSim.
+"""
 
 from __future__ import annotations
 
@@ -9,54 +13,45 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core.errors import UserError
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index import plaid_build
-from index.base import ChunkedIndex
-from index.chunks import load_array, row_numbers
 from index.codec import Codec
-from index.common import (
-    NO_VECTORS,
-    Allowed,
-    allowed_positions,
-    best_keys,
-    check_k,
-    check_queries,
-    rank_keys,
-    rankings,
-    split_keys,
-)
-from index.ivf import InvertedLists
-from index.packed import BUDGET_BYTES, blocks, packed_scores, scan, segment_max
+from index.common import NO_VECTORS, Allowed, check_k, check_queries, float_keys
+from index.plaid_search import Searcher
+from index.segment import Segment, SegmentWriter
+from index.shards import Alone, Group
+from index.stored import StoredIndex
 
 
 @dataclass(frozen=True)
 class Effort:
     """What a search may cost; never a function of k.
 
-    n_probe: lists opened per query row. When they hold fewer than n_candidates documents it doubles until they do,
-    so every search gives min(k, allowed) results. threshold: centroids whose best similarity with the query is below
-    it are left out of the first approximate scoring (read only when the vectors have length 1: else it means
-    nothing). n_candidates: documents that are decompressed and scored with residuals; four times as many survive
-    the first approximate scoring.
+    n_probe: lists opened per query row. threshold: lists whose centroid is less similar to the row than this stay
+    closed. When the opened lists hold fewer than n_candidates documents, n_probe doubles and the threshold falls until
+    they do, so every search gives min(k, allowed) results. n_candidates: documents that are decompressed and scored.
     """
 
     n_probe: int
-    threshold: float
+    threshold: float | None
     n_candidates: int
 
 
-EFFORTS = {"fast": Effort(2, 0.45, 256), "balanced": Effort(4, 0.4, 1024)}
-"""The third effort, "exhaustive", decompresses and scores every document."""
+EFFORTS = {"fast": Effort(4, None, 256), "balanced": Effort(8, None, 1024)}
+"""Two more names: "exhaustive" decompresses and scores every document; "colbert" ranks as colbert-ai does."""
 
 
-class Index(ChunkedIndex):
-    """A compressed index: about dim * nbits / 8 + 2 bytes per vector."""
+class Index(StoredIndex):
+    """A compressed index: about dim * nbits / 8 + 4 bytes per vector."""
 
     FORMAT = plaid_build.FORMAT
+
+    def __init__(self, path: Path, manifest: dict, device: str, group: Group | None = None) -> None:
+        self.group: Group = group or Alone()
+        super().__init__(path, manifest, device)
 
     @classmethod
     def build(
@@ -70,52 +65,60 @@ class Index(ChunkedIndex):
         nbits: int = 2,
         seed: int = 0,
         max_centroids: int = 1 << 14,
-        sample_vectors: int = 1 << 18,
+        sample_vectors: int = 1 << 17,
         iterations: int = 4,
-        chunk_docs: int = 4096,
+        codec_from: str | Path | None = None,
         device: str = "cpu",
     ) -> Index:
-        """Write the (id, [n, dim]) stream to ``path``, reading it once; at most one chunk is in memory.
+        """Write the (id, [n, dim]) stream to ``path``, reading it once; memory does not grow with it.
 
-        nbits: 1, 2, 4 or 8 per dimension. max_centroids: a cap on PLAID's 2^floor(log2(16 sqrt(vectors))); the default
-        keeps a CPU build of a million passages to an hour or two. sample_vectors, iterations, seed: of k-means. device:
-        where k-means and the assignment run. The float16 stream lies in ``path``/spool until the build is complete.
-        Going on after a kill is as in ``exact``; it ends with the same bytes for the same options and thread count.
+        nbits: 1, 2, 4 or 8 per dimension. max_centroids: a cap on PLAID's 2^floor(log2(16 sqrt(vectors))).
+        sample_vectors, iterations, seed: of k-means. codec_from: another index whose centroids and buckets are used
+        instead of new ones (the four before have no meaning then). device: where k-means and assignment run. The
+        float16 stream lies in ``path``/spool until the build is complete. A killed build goes on when it is called
+        again with the same stream and options; documents that are ``committed`` are skipped, their vectors may be
+        None. It ends with the same bytes for the same options, device and thread count.
         """
-        plaid_build.build(
-            Path(path),
-            stream,
-            dim=dim,
-            encoder=encoder,
-            total=total,
-            nbits=nbits,
-            seed=seed,
-            max_centroids=max_centroids,
-            sample_vectors=sample_vectors,
-            iterations=iterations,
-            chunk_docs=chunk_docs,
-            device=device,
-        )
+        options = {
+            "nbits": nbits,
+            "seed": seed,
+            "max_centroids": max_centroids,
+            "sample_vectors": sample_vectors,
+            "iterations": iterations,
+        }
+        plaid_build.build(Path(path), stream, dim, encoder, total, options, codec_from, device)
         return cls.open(path, device=device)
 
-    @staticmethod
-    def committed(path: str | Path) -> int:
-        """Documents of an unfinished build that need not be encoded again (0 when there is none)."""
-        return len(plaid_build.Chunks(Path(path) / plaid_build.SPOOL))
+    committed = staticmethod(plaid_build.committed)
+
+    def _take(self, manifest: dict) -> None:
+        super()._take(manifest)
+        for name in ("_searcher", "_filled"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def codec(self) -> Codec:
-        return plaid_build.read_codec(self.path).to(self.device)
+        """Centroids and buckets, on CPU."""
+        return plaid_build.read_codec(self.path)
 
     @cached_property
-    def _lists(self) -> InvertedLists:
-        return InvertedLists(load_array(self.path / "ivf.positions.npy"), load_array(self.path / "ivf.counts.npy"))
+    def _coder(self) -> plaid_build.Coder:
+        return plaid_build.Coder(self.codec, self.device)
 
     @cached_property
-    def _codes(self) -> Tensor:
-        """All centroid numbers [vectors] int32: small enough (4 bytes per vector) to be held, read by every search."""
-        codes = self.chunks.take("codes", np.arange(len(self)))
-        return torch.from_numpy(codes.astype(np.int32)).to(self.device)
+    def _searcher(self) -> Searcher:
+        return Searcher(self.codec, self.device, self.group.stretches(self.bases, self.segments), self.group)
+
+    @cached_property
+    def _filled(self) -> tuple[np.ndarray | None, int]:
+        """Which documents can be found and have vectors ([positions] uint8, None: all), and how many."""
+        if not len(self._deleted) and not self.manifest["documents_without_vectors"]:
+            return None, len(self)
+        mask = self.alive() & (self._all_lengths() > 0)
+        return mask.astype(np.uint8), int(mask.sum())
+
+    def _all_lengths(self) -> np.ndarray:
+        return np.concatenate([np.empty(0, np.int64), *(s.lengths for s in self.segments)])
 
     def search(
         self,
@@ -127,33 +130,40 @@ class Index(ChunkedIndex):
         n_probe: int | None = None,
         threshold: float | None = None,
         n_candidates: int | None = None,
-        budget_bytes: int = BUDGET_BYTES,
     ) -> list[Ranking]:
         """The k best documents of each query [B, T, D]; candidates come from every row that is unmasked and not zero.
 
         effort: "fast", "balanced" or "exhaustive" (see ``Effort``); n_probe, threshold and n_candidates replace one
-        value of the first two. k must not exceed n_candidates. Ties, allowed_ids, empty documents and errors are
-        those of the exact index.
+        value of the first two. "colbert": see ``index.colbert_preset``. k must not exceed n_candidates. Ties,
+        allowed_ids, empty documents and errors are those of the exact index. With a group (see ``index.shards``) every
+        member must call this with the same arguments, and every member gets the whole answer.
         """
+        check_k(k, len(self))
+        if effort == "colbert":
+            from index.colbert_preset import search
+
+            return search(self, queries, k, allowed_ids, n_probe, threshold, n_candidates)
         chosen = self._effort(effort or "balanced", k, n_probe=n_probe, threshold=threshold, n_candidates=n_candidates)
-        emb = check_queries(queries, self.dim, self.device)
-        allowed = allowed_positions(allowed_ids, len(emb), {} if allowed_ids is None else self.where)
+        emb = check_queries(queries, self.dim, "cpu").numpy()
+        allowed = self._allowed(allowed_ids, len(emb))
+        masks = [self._mask(a) for a in allowed]
         with torch.inference_mode():
             if chosen is None:
-                keys = scan(self._read, self.chunks.lengths, emb, k, allowed, budget_bytes)
+                keys = self._searcher.scan(emb, k, masks)
             else:
-                keys = [self._search_one(q, k, a, chosen, budget_bytes) for q, a in zip(emb, allowed)]
-        return rankings(keys, self.chunks.ids)
+                keys = self._searcher.rank(emb, k, masks, chosen)
+        return [self._ranking(self._fill(row, k, a)) for row, a in zip(keys, allowed)]
 
     def _effort(self, name: str, k: int, **given: float | None) -> Effort | None:
-        check_k(k, len(self))
         given = {key: value for key, value in given.items() if value is not None}
         if name == "exhaustive":
             if given:
                 raise UserError(f"{next(iter(given))} has no meaning with effort='exhaustive'; leave one of them out.")
             return None
         if name not in EFFORTS:
-            raise UserError(f"effort {name!r} is unknown; use {', '.join(map(repr, EFFORTS))} or 'exhaustive'.")
+            raise UserError(
+                f"effort {name!r} is unknown; use {', '.join(map(repr, EFFORTS))}, 'exhaustive' or 'colbert'."
+            )
         effort = Effort(**{**vars(EFFORTS[name]), **given})
         if effort.n_probe < 1:
             raise UserError(f"n_probe={effort.n_probe} opens no list; use 1 or more.")
@@ -164,85 +174,42 @@ class Index(ChunkedIndex):
             )
         return effort
 
-    def _search_one(self, query: Tensor, k: int, allowed: np.ndarray | None, effort: Effort, budget: int) -> Tensor:
-        """query [T, D] -> at most k descending keys."""
-        lengths = self.chunks.lengths
-        active = query.any(-1)
-        asks = bool(active.any())  # a query of zeros only gives every document 0
-        query = query[active] if asks else query[:1]
-        pool = np.arange(len(self)) if allowed is None else allowed
-        filled = pool[lengths[pool] > 0]
-        if len(filled) <= effort.n_candidates or not asks:
-            positions = filled[: effort.n_candidates]
-        else:
-            similar = self.codec.centroids @ query.T  # [K, T]
-            positions = self._candidates(similar, filled, effort)
-            if self.manifest["unit"]:
-                keep = similar.amax(1) >= effort.threshold
-                positions = self._shortlist(similar, positions, 4 * effort.n_candidates, keep, budget)
-            positions = self._shortlist(similar, positions, effort.n_candidates, None, budget)
-        keys = self._exact(query, positions, k, budget)
-        if len(filled) < k:  # the rest of the ranking: documents without vectors, in order
-            rest = torch.from_numpy(pool[lengths[pool] == 0][:k]).to(self.device)
-            last = rank_keys(torch.full(rest.shape, NO_VECTORS, device=self.device), rest)
-            keys = best_keys(torch.cat([keys, last]), k)
-        return keys
+    def _mask(self, allowed: np.ndarray | None) -> tuple[np.ndarray | None, int]:
+        """As ``_filled``, for one query's allowed positions."""
+        mask, count = self._filled
+        if allowed is None:
+            return mask, count
+        chosen = np.zeros(int(self.bases[-1]), np.uint8)
+        chosen[allowed] = 1 if mask is None else mask[allowed]
+        return chosen, int(chosen.sum())
 
-    def _candidates(self, similar: Tensor, filled: np.ndarray, effort: Effort) -> np.ndarray:
-        """Ascending positions of the wanted documents in the n_probe best lists of every query row."""
-        wanted = np.zeros(len(self), dtype=bool)
-        wanted[filled] = True
-        probe = effort.n_probe
-        while True:
-            cells = similar.topk(min(probe, len(similar)), dim=0).indices.unique().cpu().numpy()
-            found = np.zeros(len(self), dtype=bool)
-            found[self._lists.documents(cells)] = True
-            positions = np.flatnonzero(found & wanted)
-            if len(positions) >= effort.n_candidates or probe >= len(similar):
-                return positions
-            probe *= 2
+    def _fill(self, keys: np.ndarray, k: int, allowed: np.ndarray | None) -> np.ndarray:
+        """A ranking shorter than k ends with the documents without vectors, in order."""
+        if len(keys) == k or not self.manifest["documents_without_vectors"]:
+            return keys
+        empty = self.alive() & (self._all_lengths() == 0)
+        rest = np.flatnonzero(empty) if allowed is None else allowed[empty[allowed]]
+        return np.concatenate([keys, float_keys(np.full(len(rest), NO_VECTORS, np.float32), rest)])[:k]
 
-    def _shortlist(
-        self, similar: Tensor, positions: np.ndarray, n: int, keep: Tensor | None, budget: int
-    ) -> np.ndarray:
-        """The n documents whose centroids score best, ascending. keep [K] bool: the centroids that are looked at."""
-        if len(positions) <= n:
-            return positions
-        chunks, best = self.chunks, torch.empty(0, dtype=torch.int64, device=self.device)
-        for here in blocks(chunks.lengths, positions, max(1, budget // (8 * (similar.shape[1] + 4)))):
-            lengths = torch.from_numpy(chunks.lengths[here]).to(self.device)
-            rows = row_numbers(chunks.offsets[here], chunks.lengths[here])
-            codes = self._codes[torch.from_numpy(rows).to(self.device)]
-            if keep is not None:
-                kept = keep[codes]
-                owner = torch.repeat_interleave(torch.arange(len(here), device=self.device), lengths)
-                codes, lengths = codes[kept], torch.bincount(owner[kept], minlength=len(here))
-            scores = segment_max(similar[codes], lengths).sum(1)
-            scores = scores.masked_fill_(lengths == 0, NO_VECTORS)
-            keys = rank_keys(scores, torch.from_numpy(here).to(self.device))
-            best = best_keys(torch.cat([best, best_keys(keys, n)]), n)
-        return np.sort(split_keys(best)[1].cpu().numpy())
+    # -- what a compressed segment is ------------------------------------------------------------------------------
 
-    def _exact(self, query: Tensor, positions: np.ndarray, k: int, budget: int) -> Tensor:
-        lengths, best = self.chunks.lengths, torch.empty(0, dtype=torch.int64, device=self.device)
-        for here in blocks(lengths, positions, max(1, budget // (8 * (self.dim + len(query) + 1)))):
-            scores = packed_scores(query[None], self._read(here), torch.from_numpy(lengths[here]).to(self.device))[0]
-            keys = rank_keys(scores, torch.from_numpy(here).to(self.device))
-            best = best_keys(torch.cat([best, keys]), k)
-        return best
+    def _arrays(self) -> dict[str, tuple[str, list[int]]]:
+        return plaid_build.arrays(self.codec)
 
-    def _read(self, positions: np.ndarray) -> Tensor:
-        """Decompressed vectors of the documents at ascending positions, packed, [rows, D] float32."""
-        chunks = self.chunks
-        codes = torch.from_numpy(chunks.take("codes", positions).astype(np.int64)).to(self.device)
-        return self.codec.decompress(codes, torch.from_numpy(chunks.take("residuals", positions)).to(self.device))
+    def _encode(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        return self._coder.encode(vectors)
+
+    def _complete(self, writer: SegmentWriter) -> Segment:
+        return plaid_build.complete(writer, self.codec)
 
     def vectors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every (id, [n, dim] float32), decompressed."""
-        chunks = self.chunks
-        for here in blocks(chunks.lengths, np.arange(len(self)), 65_536):
-            parts = self._read(here).cpu().split(chunks.lengths[here].tolist())
-            yield from ((chunks.ids[p], part.numpy()) for p, part in zip(here.tolist(), parts))
+        for ids, lengths, rows in self._live_blocks():
+            parts = self.codec.decompress(
+                torch.from_numpy(rows["codes"].astype(np.int64)), torch.from_numpy(rows["residuals"])
+            )
+            edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+            yield from ((id_, parts[a:b].numpy()) for id_, a, b in zip(ids, edges, edges[1:]))
 
     def stats(self) -> dict:
         options = self.manifest["options"]

@@ -10,7 +10,7 @@ import torch
 
 from core.tokens import TokenBatch
 from index import exact
-from index.chunks import row_numbers
+from index.ivf import row_numbers
 from index.codec import Codec, fit_buckets, pack_bits, unpack_bits
 from index.kmeans import assign, centroids_for, kmeans
 from index.plaid import EFFORTS, Index

@@ -1,0 +1,173 @@
+"""Searching compressed documents with the compiled loops of ``index.kernels``. Arrays are numpy, positions are those of
+one part; every method may run in several threads at once."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from index import kernels, threads
+from index.codec import Codec, unpack_table
+from index.common import NO_VECTORS, top_keys
+from index.ivf import InvertedLists
+from index.kernels import TILE
+from index.segment import Segment
+from index.simd import LOOKUP
+
+EMPTY = np.empty(0, np.uint8)
+
+
+@dataclass
+class Look:
+    """What one query makes of the centroids. products [tiles, K, 32] int32 (flat), table the same as bytes."""
+
+    products: np.ndarray
+    table: np.ndarray
+    tiles: int
+    rows: int
+    step: float
+    """One unit of ``products`` as a similarity."""
+    floats: np.ndarray
+    """[tiles, D, 32] float32 (flat): the rows in the decoder's order of dimensions."""
+    tiles8: np.ndarray
+    """[tiles, width, 32] int8 (flat): the rows as integers."""
+
+
+class CpuCodec:
+    """A codec as the loops want it."""
+
+    def __init__(self, codec: Codec) -> None:
+        centroids, dim = codec.centroids.numpy(), codec.dim
+        self.dim, self.n_centroids, self.levels, self.step = dim, len(centroids), codec.levels, codec.step
+        self.width = -(-dim // 4) * 4
+        per, bytes_ = 8 // codec.nbits, -(-dim * codec.nbits // 8)
+        self.order = np.arange(dim)
+        weights = [codec.weights.numpy(), codec.integer_weights.numpy().view(np.uint8)]
+        if LOOKUP and codec.nbits <= 4 and bytes_ % 16 == 0 and dim == bytes_ * per:
+            # Every place of the byte becomes a plane of dimensions, so that 16 bytes are decoded at once.
+            self.order = self.order.reshape(bytes_, per).T.reshape(-1)
+            raw = np.arange(1 << codec.nbits)
+            turned = sum(((raw >> i) & 1) << (codec.nbits - 1 - i) for i in range(codec.nbits))
+            weights = [np.resize(w[turned], 16) for w in weights]
+        else:
+            weights = [w[unpack_table(codec.nbits).numpy()].reshape(-1) for w in weights]
+        floats = np.zeros((self.n_centroids, -(-dim // 16) * 16), np.float32)
+        floats[:, :dim] = centroids[:, self.order]
+        integers = np.full((self.n_centroids, self.width), 128, np.uint8)
+        integers[:, :dim] = codec.integers.numpy()[:, self.order].astype(np.int16) + 128
+        self.decoder = (floats, np.ascontiguousarray(weights[0], np.float32), per, bytes_, codec.unit)
+        self.coder = (integers, np.ascontiguousarray(weights[1]), per, bytes_)
+
+    def look(self, query: np.ndarray) -> Look:
+        """query [T, D] float32 with T >= 1."""
+        rows, k = len(query), self.n_centroids
+        tiles = -(-rows // TILE)
+        products = np.empty(tiles * k * TILE, np.int32)
+        top = np.float32(np.abs(query).max())
+        scale = np.float32(self.levels) / top if top > 0 else np.float32(0)
+        tiles8, scales = np.empty(tiles * self.width * TILE, np.int8), np.empty(TILE, np.float32)
+        query, unsigned = np.ascontiguousarray(query[:, self.order]), self.coder[0].reshape(-1)
+        for t in range(tiles):
+            tile = tiles8[t * self.width * TILE : (t + 1) * self.width * TILE]
+            kernels.make_tile(query, t * TILE, self.dim, self.levels, scale, tile, scales)
+            out = products[t * k * TILE : (t + 1) * k * TILE]
+            kernels.centroid_products(unsigned, self.width, tile, 0, k, out)
+        low, high = kernels.extremes(products, tiles, k, rows)
+        table = np.empty(tiles * k * TILE, np.uint8)
+        kernels.make_table(products, tiles, k, rows, low, table_scale(low, high), table)
+        return Look(products, table, tiles, rows, float(top) / self.levels * self.step, kernels.tiles(query), tiles8)
+
+    def floats(self, rows: np.ndarray) -> np.ndarray:
+        """rows [R, D] float32 -> [tiles, D, 32] (flat), for the rescoring loops."""
+        return kernels.tiles(rows[:, self.order])
+
+    def opened(self, look: Look, n_probe: int, floor: int) -> np.ndarray:
+        """[K] uint8: the centroids whose lists are opened."""
+        out = np.zeros(self.n_centroids, np.uint8)
+        n = min(n_probe, self.n_centroids)
+        kernels.probe(look.products, look.tiles, self.n_centroids, look.rows, n, np.int32(floor), out)
+        return out
+
+
+def table_scale(low: int, high: int) -> np.float32:
+    """Factor that brings products low .. high to 0 .. 255."""
+    return np.float32(255) / np.float32(max(1, int(high) - int(low)))
+
+
+class CpuPart:
+    """Documents first .. last - 1 of a segment; positions are the segment's."""
+
+    def __init__(self, codec: CpuCodec, segment: Segment, first: int, last: int) -> None:
+        self.codec, self.segment, self.first, self.last = codec, segment, first, last
+        self.offsets = segment.offsets
+        self.codes, self.residuals = segment.array("codes"), segment.array("residuals").reshape(-1)
+        self.lists = InvertedLists.read(segment, codec.n_centroids)
+        self._local = threading.local()
+
+    def candidates(self, opened: np.ndarray, wanted: np.ndarray | None) -> np.ndarray:
+        """Ascending positions of the wanted documents in the opened lists. wanted [documents of the segment] uint8."""
+        local, n = self._local, len(self.segment)
+        if not hasattr(local, "stamps") or local.stamp == 255:
+            local.stamps, local.stamp = np.zeros(n, np.uint8), 0
+            local.out = np.empty(n, np.int32)
+        local.stamp += 1
+        wanted = EMPTY if wanted is None else wanted
+        lists = self.lists
+        found = kernels.collect(
+            opened, lists.positions, lists.starts, wanted, local.stamps, np.uint8(local.stamp), local.out
+        )
+        positions = np.sort(local.out[:found])
+        return positions[np.searchsorted(positions, self.first) : np.searchsorted(positions, self.last)]
+
+    def shortlist(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
+        """The n best keys: sum over rows of the best table entry << 32 | 2^32 - 1 - position."""
+
+        def approximate(here: np.ndarray) -> np.ndarray:
+            scores = np.empty(len(here), np.int32)
+            k = self.codec.n_centroids
+            kernels.approximate(self.codes, self.offsets, here, look.table, look.tiles, k, scores)
+            return scores
+
+        scores = threads.concatenate(approximate, positions, 1024)
+        return top_keys((scores.astype(np.int64) << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
+
+    def refine(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
+        """The n best keys of ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
+
+        def integers(here: np.ndarray) -> np.ndarray:
+            scores = np.empty(len(here), np.int32)
+            kernels.score_integers(
+                self.codes, self.residuals, self.offsets, here, self.codec.coder, look.tiles8, scores
+            )
+            return scores
+
+        scores = threads.concatenate(integers, positions, 64)
+        return top_keys((scores.astype(np.int64) << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
+
+    def rescore(self, floats: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """[n, B] float32: MaxSim with the decompressed documents; ``starts`` [B + 1] divides the rows among queries."""
+        return self._score(self.codes, self.residuals, self.offsets, floats, starts, positions)
+
+    def scan(self, floats: np.ndarray, starts: np.ndarray, first: int, last: int) -> np.ndarray:
+        """``rescore`` of all documents first .. last - 1, read in one go instead of page by page."""
+        low, high = int(self.offsets[first]), int(self.offsets[last])
+        codes, residuals = self.segment.read("codes", low, high), self.segment.read("residuals", low, high)
+        offsets = self.offsets[first : last + 1] - low
+        return self._score(codes, residuals.reshape(-1), offsets, floats, starts, np.arange(last - first))
+
+    def _score(self, codes, residuals, offsets, floats, starts, positions) -> np.ndarray:
+        out = np.empty((len(positions), len(starts) - 1), np.float32)
+        kernels.score_residuals(
+            codes,
+            residuals,
+            offsets,
+            positions,
+            self.codec.decoder,
+            floats,
+            starts,
+            np.float32(NO_VECTORS),
+            out,
+        )
+        return out

@@ -1,0 +1,171 @@
+"""The steps of a PLAID search, over the documents of one process or of a group of them.
+
+Rankings are arrays of int64 keys (see ``index.common``): a score and a position in one number, so that merging what
+parts, threads and processes found is a partition of integers and ties fall the same way everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from index import threads
+from index.codec import Codec
+from index.common import compiled, float_keys, key_positions, top_keys
+from index.segment import Segment
+from index.shards import Group
+
+QUERY_ROWS = 4096
+"""Query rows that one pass over all documents serves."""
+
+SCAN_ROWS = 1 << 14
+"""Vectors of one piece of such a pass."""
+
+SHORTLIST = 2
+"""Documents that are scored in integers, as a multiple of those that are decompressed."""
+
+WAVE = 64
+"""Pieces whose results are held before they are merged."""
+
+Mask = tuple[np.ndarray | None, int]
+
+
+class Knobs(Protocol):
+    n_probe: int
+    threshold: float | None
+    n_candidates: int
+
+
+class Searcher:
+    """stretches: (base, first, last, segment), documents first .. last - 1 of a segment with its first position."""
+
+    def __init__(
+        self, codec: Codec, device: torch.device, stretches: Sequence[tuple[int, int, int, Segment]], group: Group
+    ) -> None:
+        self.group = group
+        if device.type == "cpu" and compiled():
+            from index.cpu import CpuCodec, CpuPart
+
+            self.codec: Any = CpuCodec(codec)
+            self.parts: list[Any] = [CpuPart(self.codec, s, first, last) for _, first, last, s in stretches]
+        else:
+            from index.plain import PlainCodec, PlainPart
+
+            self.codec = PlainCodec(codec, device)
+            self.parts = [PlainPart(self.codec, s, first, last) for _, first, last, s in stretches]
+        self.bases = [base for base, *_ in stretches]
+
+    def rank(self, emb: np.ndarray, k: int, masks: Sequence[Mask], effort: Knobs) -> list[np.ndarray]:
+        """emb [B, T, D] float32, zero rows do not count; masks: what may be found. -> k descending keys per query.
+
+        Members of a group meet between the steps and agree on every shortlist, as one process would make it.
+        """
+        rows = [q[q.any(-1)] if q.any() else q[:1] for q in emb]
+        n = effort.n_candidates
+        asking = [i for i, (_, count) in enumerate(masks) if count > n and emb[i].any()]
+        looks = dict(zip(asking, threads.run(lambda i: self.codec.look(rows[i]), asking)))
+        found = self._candidates(looks, masks, effort)
+        short = self.group.merge(
+            threads.run(lambda i: self._shortlist(looks[i], found[i], SHORTLIST * n), asking), SHORTLIST * n
+        )
+        chosen = {i: np.sort(key_positions(keys)) for i, keys in zip(asking, short)}
+        refined = self.group.merge(threads.run(lambda i: self._refine(looks[i], chosen[i], n), asking), n)
+        chosen = {i: np.sort(key_positions(keys)) for i, keys in zip(asking, refined)}
+        for i, (mask, count) in enumerate(masks):
+            if i not in looks:  # all there are; a query of zeros gives every document 0
+                chosen[i] = (np.arange(count) if mask is None else np.flatnonzero(mask))[:n]
+
+        def score(i: int) -> np.ndarray:
+            floats = looks[i].floats if i in looks else self.codec.floats(rows[i])
+            return top_keys(self._exact(floats, len(rows[i]), chosen[i]), k)
+
+        return self.group.merge(threads.run(score, range(len(emb))), k)
+
+    def _candidates(self, looks: dict[int, Any], masks: Sequence[Mask], effort: Knobs) -> dict[int, list]:
+        """Per query the candidates of every part; lists are opened until they hold enough documents."""
+        found: dict[int, list] = {}
+        probe, floor = effort.n_probe, effort.threshold
+        pending = list(looks)
+
+        def gather(i: int) -> list:
+            least = -(2**31) if floor is None else int(np.ceil(floor / max(looks[i].step, 1e-30)))
+            opened = self.codec.opened(looks[i], probe, max(-(2**31), min(2**31 - 1, least)))
+            mask = masks[i][0]
+            return [
+                part.candidates(opened, None if mask is None else mask[base : base + len(part.segment)])
+                for base, part in zip(self.bases, self.parts)
+            ]
+
+        while pending:
+            found.update(zip(pending, threads.run(gather, pending)))
+            counts = self.group.total([sum(len(f) for f in found[i]) for i in pending])
+            if probe >= self.codec.n_centroids and floor is None:
+                break
+            pending = [i for i, count in zip(pending, counts) if count < effort.n_candidates]
+            probe, floor = 2 * probe, None
+        return found
+
+    def _shortlist(self, look: Any, found: list, n: int) -> np.ndarray:
+        keys = [part.shortlist(look, here, n) - base for base, part, here in zip(self.bases, self.parts, found)]
+        return top_keys(np.concatenate([np.empty(0, np.int64), *keys]), n)
+
+    def _refine(self, look: Any, positions: np.ndarray, n: int) -> np.ndarray:
+        if len(positions) <= n and self.group.alone:
+            return 0xFFFFFFFF - positions  # all of them go on
+        keys = [np.empty(0, np.int64)]
+        for base, part, here in self._own(positions):
+            keys.append(part.refine(look, here, n) - base)
+        return top_keys(np.concatenate(keys), n)
+
+    def _own(self, positions: np.ndarray) -> Iterator[tuple[int, Any, np.ndarray]]:
+        """(base, part, the part's positions) of ascending positions, those of other processes left out."""
+        for base, part in zip(self.bases, self.parts):
+            low, high = np.searchsorted(positions, [base + part.first, base + part.last])
+            if high > low:
+                yield base, part, positions[low:high] - base
+
+    def _exact(self, floats: Any, rows: int, positions: np.ndarray) -> np.ndarray:
+        """Keys of MaxSim with the decompressed documents at ascending positions."""
+        starts, keys = np.array([0, rows]), [np.empty(0, np.int64)]
+        for base, part, here in self._own(positions):
+            scores = threads.concatenate(lambda p, part=part: part.rescore(floats, starts, p), here, 32)[:, 0]
+            keys.append(float_keys(scores, here + base))
+        return np.concatenate(keys)
+
+    def scan(self, emb: np.ndarray, k: int, masks: Sequence[Mask]) -> list[np.ndarray]:
+        """MaxSim with every document that may be found -> at most k descending keys per query."""
+        out: list[np.ndarray] = []
+        step = max(1, QUERY_ROWS // emb.shape[1])
+        for first in range(0, len(emb), step):
+            rows = [q[q.any(-1)] for q in emb[first : first + step]]
+            floats = self.codec.floats(np.concatenate(rows) if any(map(len, rows)) else emb[0, :1])
+            starts = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
+            out += self._scan(floats, starts, k, masks[first : first + step])
+        return self.group.merge(out, k)
+
+    def _scan(self, floats: Any, starts: np.ndarray, k: int, masks: Sequence[Mask]) -> list[np.ndarray]:
+        pieces = [
+            (base, part, max(first, part.first), min(last, part.last))
+            for base, part in zip(self.bases, self.parts)
+            for first, last in part.segment.blocks(SCAN_ROWS)
+            if last > part.first and first < part.last
+        ]
+
+        def work(piece: tuple) -> list[np.ndarray]:
+            base, part, first, last = piece
+            scores = part.scan(floats, starts, first, last)
+            here = np.arange(base + first, base + last)
+            out = []
+            for b, (mask, _) in enumerate(masks):
+                keep = slice(None) if mask is None else mask[here].astype(bool)
+                out.append(top_keys(float_keys(scores[keep, b], here[keep]), k))
+            return out
+
+        best = [np.empty(0, np.int64)] * len(masks)
+        for at in range(0, len(pieces), WAVE):
+            results = threads.run(work, pieces[at : at + WAVE])
+            best = [top_keys(np.concatenate([best[b], *(r[b] for r in results)]), k) for b in range(len(masks))]
+        return best

@@ -1,0 +1,176 @@
+"""The loops of ``index.kernels`` in plain torch and numpy: the reference they are tested against, what runs without
+numba, and what runs on an accelerator, where a part keeps its codes and residuals in device memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.maxsim import segment_max
+from index.codec import Codec
+from index.common import NO_VECTORS, best_keys
+from index.ivf import InvertedLists, row_numbers
+from index.segment import Segment
+
+BUDGET_BYTES = 256 << 20
+"""Memory that one step of a search may take."""
+
+
+@dataclass
+class Look:
+    """What one query makes of the centroids. products [K, T] int32; table [K, T] uint8; floats [T, D], the rows;
+    integers [T, D], the same in multiples of their step."""
+
+    products: Tensor
+    table: Tensor
+    floats: Tensor
+    integers: Tensor
+    step: float
+
+
+class PlainCodec:
+    def __init__(self, codec: Codec, device: torch.device) -> None:
+        self.codec, self.device = codec.to(device), device
+        self.n_centroids, self.dim, self.levels = len(codec.centroids), codec.dim, codec.levels
+        # float32 holds these integers and their sums exactly; its matrix product exists on every device.
+        self.integers = self.codec.integers.float()
+
+    def look(self, query: np.ndarray) -> Look:
+        rows = torch.from_numpy(query).to(self.device)
+        top = rows.abs().max()
+        scale = torch.where(top > 0, self.levels / top, 0.0)
+        integers = torch.round(rows * scale)
+        products = (self.integers @ integers.T).to(torch.int32)
+        low, high = products.min(), products.max()
+        spread = torch.clamp(high - low, min=1).float()
+        # (a number over a tensor would be a product with the reciprocal, which rounds otherwise)
+        table = ((products - low).float() * torch.div(torch.full_like(spread, 255), spread)).to(torch.uint8)
+        return Look(products, table, rows, integers, float(top) / self.levels * self.codec.step)
+
+    def floats(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)
+
+    def opened(self, look: Look, n_probe: int, floor: int) -> Tensor:
+        """[K] bool: the n_probe largest products of every row that reach ``floor``; ties at the lower centroid."""
+        number = torch.arange(self.n_centroids, device=self.device)[:, None]
+        keys = (look.products.long() << 32) | (0xFFFFFFFF - number)
+        best = keys.topk(min(n_probe, self.n_centroids), dim=0).values
+        cells = (0xFFFFFFFF - (best & 0xFFFFFFFF))[(best >> 32) >= floor]
+        out = torch.zeros(self.n_centroids, dtype=torch.bool, device=self.device)
+        out[cells] = True
+        return out
+
+
+class PlainPart:
+    """Documents first .. last - 1 of a segment, held on the device; positions are the segment's."""
+
+    def __init__(self, codec: PlainCodec, segment: Segment, first: int, last: int) -> None:
+        self.codec, self.segment, self.first, self.last = codec, segment, first, last
+        device = codec.device
+        offsets = segment.offsets[first : last + 1]
+        start, stop = int(offsets[0]), int(offsets[-1])
+        self.offsets = offsets - start
+        self._starts = torch.from_numpy(self.offsets).to(device)
+        codes = np.minimum(segment.read("codes", start, stop), codec.n_centroids - 1)
+        self.codes = torch.from_numpy(codes.astype(np.int32)).to(device)
+        self.residuals = torch.from_numpy(segment.read("residuals", start, stop)).to(device)
+        lists = InvertedLists.read(segment, codec.n_centroids)
+        here = (lists.positions >= first) & (lists.positions < last)
+        counts = np.add.reduceat(np.append(here, False).astype(np.int64), lists.starts[:-1])
+        counts[np.diff(lists.starts) == 0] = 0
+        self._owner = torch.repeat_interleave(
+            torch.arange(codec.n_centroids, device=device), torch.from_numpy(counts).to(device)
+        )
+        self._listed = torch.from_numpy(lists.positions[here].astype(np.int64) - first).to(device)
+
+    def candidates(self, opened: Tensor, wanted: np.ndarray | None) -> Tensor:
+        """Ascending positions (from 0 at ``first``) of the wanted documents in the opened lists."""
+        found = torch.zeros(self.last - self.first, dtype=torch.bool, device=self.codec.device)
+        found[self._listed[opened[self._owner]]] = True
+        if wanted is not None:
+            found &= torch.from_numpy(wanted[self.first : self.last]).to(found.device).bool()
+        return found.nonzero().flatten()
+
+    def shortlist(self, look: Look, positions: Tensor, n: int) -> np.ndarray:
+        """The n best keys (approximate score << 32 | 2^32 - 1 - position)."""
+        best = torch.empty(0, dtype=torch.int64, device=self.codec.device)
+        width = look.table.shape[1]
+        for here in self._runs(positions, BUDGET_BYTES // (8 * (width + 4))):
+            lengths = self._starts[here + 1] - self._starts[here]
+            codes = self.codes[self._rows(here, lengths)].long()
+            scores = segment_max(look.table[codes].float(), lengths).clamp_(min=0).sum(1)
+            keys = (scores.long() << 32) | (0xFFFFFFFF - (here + self.first))
+            best = best_keys(torch.cat([best, keys]), n)
+        return best.cpu().numpy()
+
+    def refine(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
+        """The n best keys of ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
+        best = torch.empty(0, dtype=torch.int64, device=self.codec.device)
+        local = torch.from_numpy(np.asarray(positions, dtype=np.int64) - self.first).to(self.codec.device)
+        for here in self._runs(local, BUDGET_BYTES // (8 * (self.codec.dim + len(look.integers) + 1))):
+            lengths = self._starts[here + 1] - self._starts[here]
+            at = self._rows(here, lengths)
+            products = self.codec.codec.rebuild(self.codes[at], self.residuals[at]) @ look.integers.T
+            scores = segment_max(products, lengths).long().sum(1)
+            best = best_keys(torch.cat([best, (scores << 32) | (0xFFFFFFFF - (here + self.first))]), n)
+        return best.cpu().numpy()
+
+    def rescore(self, rows: Tensor, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """[n, B] float32: MaxSim of the queries whose rows are rows[starts[b] : starts[b + 1]], positions ascending."""
+        out = []
+        owner = torch.repeat_interleave(
+            torch.arange(len(starts) - 1, device=rows.device), torch.from_numpy(np.diff(starts)).to(rows.device)
+        )
+        local = torch.from_numpy(np.asarray(positions, dtype=np.int64) - self.first).to(rows.device)
+        for here in self._runs(local, BUDGET_BYTES // (8 * (self.codec.dim + len(rows) + 1))):
+            lengths = self._starts[here + 1] - self._starts[here]
+            at = self._rows(here, lengths)
+            vectors = self.codec.codec.decompress(self.codes[at], self.residuals[at])
+            with torch.autocast(vectors.device.type, enabled=False):
+                best = segment_max(vectors @ rows.T, lengths)
+            scores = best.new_zeros(len(here), len(starts) - 1).index_add_(1, owner, best)
+            out.append(scores.masked_fill_((lengths == 0)[:, None], NO_VECTORS))
+        return torch.cat(out).cpu().numpy()
+
+    def scan(self, rows: Tensor, starts: np.ndarray, first: int, last: int) -> np.ndarray:
+        """``rescore`` of all documents first .. last - 1."""
+        return self.rescore(rows, starts, np.arange(first, last))
+
+    def _rows(self, here: Tensor, lengths: Tensor) -> Tensor:
+        ends = lengths.cumsum(0)
+        shift = torch.repeat_interleave(self._starts[here] - (ends - lengths), lengths)
+        return shift + torch.arange(len(shift), device=shift.device)
+
+    def _runs(self, positions: Tensor, max_rows: int) -> list[Tensor]:
+        """Runs of documents of at most ``max_rows`` vectors (at least one document each)."""
+        lengths = (self._starts[positions + 1] - self._starts[positions]).cpu().numpy()
+        ends, runs, start, before = np.cumsum(lengths), [], 0, 0
+        while start < len(positions):
+            stop = max(start + 1, int(np.searchsorted(ends, before + max(1, max_rows), "right")))
+            runs.append(positions[start:stop])
+            before, start = int(ends[stop - 1]), stop
+        return runs or [positions]
+
+
+def count_pairs(codes: np.ndarray, lengths: np.ndarray, first: int, last: np.ndarray, counts: np.ndarray) -> None:
+    cells, _ = _distinct(codes, lengths, first)
+    counts += np.bincount(cells, minlength=len(counts))
+
+
+def place_pairs(codes, lengths, first, last, low, high, cursor, out) -> None:
+    cells, where = _distinct(codes, lengths, first)
+    inside = (cells >= low) & (cells < high)
+    here = np.bincount(cells[inside], minlength=len(cursor))
+    used = np.flatnonzero(here)
+    out[row_numbers(cursor[used], here[used])] = where[inside]
+    cursor += here
+
+
+def _distinct(codes: np.ndarray, lengths: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Different (code, document) pairs, ordered by code, then document."""
+    documents = np.repeat(np.arange(first, first + len(lengths)), lengths)
+    keys = np.unique((codes.astype(np.int64) << 32) | documents)
+    return keys >> 32, keys & 0xFFFFFFFF

@@ -1,0 +1,364 @@
+"""A segment: consecutive documents in a few flat files, appended block by block, read through memory maps.
+
+  ids.bin  ids.offsets.npy      the ids as UTF-8, one after another
+  ids.hash.npy  ids.order.npy   their 64-bit hashes, ascending, and whose they are: id -> document without a table
+  offsets.npy                   [N + 1] int64, the first row of each document
+  <array>.bin                   rows of all documents, one after another (vectors, or codes and residuals)
+  segment.json                  counts, dtypes, sizes and digests; written last
+
+While it is written, ``journal.jsonl`` has one line per block that is safely on disk. A killed writer cuts the files
+back to the last such line and goes on, so that the finished bytes are those of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.files import atomic_file, read_json, sha256, write_json
+
+FACTS = "segment.json"
+JOURNAL = "journal.jsonl"
+GROWING = ("ids.bin", "ids.lengths.bin", "lengths.bin")
+
+
+def hashes(ids: Sequence[str]) -> np.ndarray:
+    """[n] uint64 of ids (BLAKE2b)."""
+    digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    with atomic_file(path) as handle:
+        np.save(handle, array)
+
+
+def load_array(path: Path, mapped: bool = False) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r" if mapped else None))
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, why: object) -> UserError:
+    return UserError(f"index file '{path}' is missing or damaged ({why}); build the index again.")
+
+
+class Segment:
+    """Read side. Nothing but segment.json is read before it is asked for; arrays are mapped, not loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = read_json(path / FACTS, "index segment")
+        self.documents, self.vectors = self.facts["documents"], self.facts["vectors"]
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def map(self) -> Segment:
+        """Map every file now, so that a compaction that removes the folder does not disturb this reader."""
+        for name in self.facts["arrays"]:
+            self.array(name)
+        _ = self.offsets, self._id_bytes, self._id_offsets, self._hashes, self._order
+        return self
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """[N + 1] int64."""
+        return self._saved("offsets.npy", self.documents + 1)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """[N] int64: vectors per document."""
+        return np.diff(self.offsets)
+
+    def array(self, name: str) -> np.ndarray:
+        """All rows of an array, mapped for access in any order."""
+        if name not in self._arrays:
+            self._arrays[name] = self._mapped(name)
+        return self._arrays[name]
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def _mapped(self, name: str) -> np.ndarray:
+        facts = self.facts["arrays"][name]
+        shape = (facts["rows"], *facts["shape"])
+        if facts["rows"] == 0 or 0 in facts["shape"]:
+            return np.empty(shape, facts["dtype"])
+        try:
+            whole = np.memmap(self.path / f"{name}.bin", dtype=facts["dtype"], mode="r", shape=shape)
+        except (OSError, ValueError) as error:
+            raise damaged(self.path / f"{name}.bin", error) from None
+        with contextlib.suppress(AttributeError, OSError):  # not on every system; only a hint
+            whole._mmap.madvise(mmap.MADV_RANDOM)
+        return np.asarray(whole)
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start .. stop - 1 as a copy in memory, read without mapping: what passes through leaves no trace."""
+        facts = self.facts["arrays"][name]
+        width = int(np.prod(facts["shape"], dtype=int))
+        try:
+            flat = np.fromfile(
+                self.path / f"{name}.bin",
+                dtype=facts["dtype"],
+                count=(stop - start) * width,
+                offset=start * width * np.dtype(facts["dtype"]).itemsize,
+            )
+            return flat.reshape(stop - start, *facts["shape"])
+        except (OSError, ValueError) as error:
+            raise damaged(self.path / f"{name}.bin", error) from None
+
+    def blocks(self, max_rows: int) -> Iterator[tuple[int, int]]:
+        """Runs first .. last - 1 of documents of at most ``max_rows`` rows together (at least one document each)."""
+        first = 0
+        while first < self.documents:
+            target = int(self.offsets[first]) + max_rows
+            last = max(first + 1, int(np.searchsorted(self.offsets, target, "right")) - 1)
+            yield first, last
+            first = last
+
+    def id(self, position: int) -> str:
+        return self.some_ids(np.array([position]))[0]
+
+    def some_ids(self, positions: np.ndarray) -> list[str]:
+        starts, stops, blob = (
+            self._id_offsets[positions].tolist(),
+            self._id_offsets[positions + 1].tolist(),
+            self._id_blob,
+        )
+        return [str(blob[a:b], "utf-8") for a, b in zip(starts, stops)]
+
+    def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
+        stop = self.documents if stop is None else stop
+        offsets = np.asarray(self._id_offsets[start : stop + 1])
+        blob = self._id_bytes[offsets[0] : offsets[-1]].tobytes()
+        edges = (offsets - offsets[0]).tolist()
+        return [blob[a:b].decode() for a, b in pairwise(edges)]
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """[n] int64: the position of each id, -1 where it is not here. A few pages are touched per id."""
+        found = np.full(len(ids), -1, dtype=np.int64)
+        if not self.documents:
+            return found
+        wanted = hashes(ids)
+        first = np.searchsorted(self._hashes, wanted, "left")
+        last = np.searchsorted(self._hashes, wanted, "right")
+        for i in np.flatnonzero(last > first).tolist():
+            for at in range(first[i], last[i]):  # more than one only when two ids share a hash
+                if self.id(self._order[at]) == ids[i]:
+                    found[i] = self._order[at]
+        return found
+
+    @cached_property
+    def _id_offsets(self) -> np.ndarray:
+        return self._saved("ids.offsets.npy", self.documents + 1)
+
+    @cached_property
+    def _id_bytes(self) -> np.ndarray:
+        size = self.facts["files"]["ids.bin"]["bytes"]
+        try:
+            return np.asarray(np.memmap(self.path / "ids.bin", np.uint8, "r", shape=(size,)))
+        except (OSError, ValueError) as error:
+            raise damaged(self.path / "ids.bin", error) from None
+
+    @cached_property
+    def _id_blob(self) -> memoryview:
+        return memoryview(self._id_bytes)  # slices of it are five times as fast as numpy's
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        return self._saved("ids.hash.npy", self.documents)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return self._saved("ids.order.npy", self.documents)
+
+    def _saved(self, name: str, length: int) -> np.ndarray:
+        array = load_array(self.path / name, mapped=True)
+        if len(array) != length:
+            raise damaged(self.path / name, f"it has {len(array)} entries, not {length}")
+        return array
+
+    def verify(self) -> list[str]:
+        """Re-read every file; one sentence per missing, truncated or changed one."""
+        problems = []
+        for name, facts in self.facts["files"].items():
+            problems += check_file(self.path / name, facts)
+        return problems
+
+
+def check_file(path: Path, facts: Mapping[str, Any]) -> list[str]:
+    """facts: {"bytes", "sha256"}, or {"bytes", "blocks": [[bytes, sha256], ...]} of a file written in blocks."""
+    if not path.is_file():
+        return [f"{path.parent.name}/{path.name} is missing"]
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        return [f"{path.parent.name}/{path.name} has {size} bytes, was written with {facts['bytes']}"]
+    if "blocks" not in facts:
+        same = sha256(path) == facts["sha256"]
+        return [] if same else [f"{path.parent.name}/{path.name} has changed since it was written (sha256)"]
+    with open(path, "rb") as handle:
+        start = 0
+        for length, digest in facts["blocks"]:
+            if hashlib.sha256(handle.read(length)).hexdigest() != digest:
+                end = start + length - 1
+                return [f"{path.parent.name}/{path.name} has changed since it was written (bytes {start} to {end})"]
+            start += length
+    return []
+
+
+def file_facts(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+class SegmentWriter:
+    """Appends blocks of documents; every ``append`` is on disk when it returns.
+
+    arrays: name -> (dtype, shape of one row), e.g. {"vectors": ("float16", [128])}. kind: what is
+    done here. On an unfinished folder of the same arrays and kind it goes on after the last block (``documents``,
+    ``ids``); otherwise it begins anew.
+    """
+
+    def __init__(self, path: Path, arrays: Mapping[str, tuple[str, Sequence[int]]], kind: str = "build") -> None:
+        self.path = path
+        self.arrays = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in arrays.items()}
+        path.mkdir(parents=True, exist_ok=True)
+        for file in path.glob(".*.tmp"):
+            file.unlink()
+        self._names = [*GROWING, *(f"{name}.bin" for name in arrays)]
+        self._header = {"arrays": self.arrays, "kind": kind}
+        self._journal: list[dict] = self._begin()
+        self.documents = sum(line["documents"] for line in self._journal)
+        self.vectors = sum(line["rows"] for line in self._journal)
+        self._cut()
+
+    @staticmethod
+    def committed(path: Path) -> int:
+        """Documents that are safely in an unfinished folder."""
+        return sum(line["documents"] for line in _journal(path)[1:])
+
+    def _begin(self) -> list[dict]:
+        """The blocks of a folder that was begun in the same way; of another one, nothing is kept."""
+        lines = _journal(self.path)
+        if lines and lines[0] == self._header:
+            return lines[1:]
+        with atomic_file(self.path / JOURNAL, "w") as handle:
+            handle.write(json.dumps(self._header) + "\n")
+        return []
+
+    def _cut(self) -> None:
+        """Cut every file, the journal too, back to its last whole block."""
+        for name in self._names:
+            with open(self.path / name, "ab") as handle:
+                handle.truncate(sum(line["files"][name][0] for line in self._journal))
+        whole = "".join(json.dumps(line) + "\n" for line in [self._header, *self._journal])
+        with open(self.path / JOURNAL, "rb+") as handle:
+            handle.truncate(len(whole))
+
+    def ids(self) -> Iterator[list[str]]:
+        """The ids that are on disk, block by block."""
+        with open(self.path / "ids.bin", "rb") as blob, open(self.path / "ids.lengths.bin", "rb") as sizes:
+            for line in self._journal:
+                lengths = np.frombuffer(sizes.read(4 * line["documents"]), np.uint32)
+                edges = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).tolist()
+                text = blob.read(edges[-1])
+                yield [text[a:b].decode() for a, b in pairwise(edges)]
+
+    def append(self, ids: Sequence[str], lengths: Sequence[int] | np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write one block: ids of n documents, their rows per document, and the rows of every array."""
+        encoded = [i.encode() for i in ids]
+        sizes = np.array([len(e) for e in encoded], dtype=np.uint32)
+        parts: dict[str, Any] = {
+            "ids.bin": b"".join(encoded),
+            "ids.lengths.bin": sizes.tobytes(),
+            "lengths.bin": np.asarray(lengths, dtype=np.uint32).tobytes(),
+        }
+        for name, array in arrays.items():
+            facts = self.arrays[name]
+            parts[f"{name}.bin"] = memoryview(np.ascontiguousarray(array, facts["dtype"])).cast("B")
+        files = {}
+        for name in self._names:
+            with open(self.path / name, "ab") as handle:
+                handle.write(parts[name])
+                _sync(handle)
+            files[name] = [len(parts[name]), hashlib.sha256(parts[name]).hexdigest()]
+        line = {"documents": len(ids), "rows": int(np.sum(lengths, dtype=np.int64)), "files": files}
+        with open(self.path / JOURNAL, "ab") as handle:
+            handle.write((json.dumps(line) + "\n").encode())
+            _sync(handle)
+        self._journal.append(line)
+        self.documents += line["documents"]
+        self.vectors += line["rows"]
+
+    def finish(self, extra: Sequence[str] = ()) -> Segment:
+        """Write the tables and segment.json. extra: further files of the folder, complete by now."""
+        lengths = np.fromfile(self.path / "lengths.bin", np.uint32)
+        save_array(self.path / "offsets.npy", _starts(lengths))
+        save_array(self.path / "ids.offsets.npy", _starts(np.fromfile(self.path / "ids.lengths.bin", np.uint32)))
+        hashed = np.empty(self.documents, np.uint64)
+        start = 0
+        for ids in self.ids():
+            hashed[start : start + len(ids)] = hashes(ids)
+            start += len(ids)
+        order = np.argsort(hashed, kind="stable")
+        save_array(self.path / "ids.hash.npy", hashed[order])
+        save_array(self.path / "ids.order.npy", order)
+        files: dict[str, Any] = {}
+        for name in self._names:
+            blocks = [line["files"][name] for line in self._journal]
+            files[name] = {"bytes": sum(b[0] for b in blocks), "blocks": blocks}
+        for name in ("offsets.npy", "ids.offsets.npy", "ids.hash.npy", "ids.order.npy", *extra):
+            files[name] = file_facts(self.path / name)
+        empty = int((lengths == 0).sum())
+        for name in ("ids.lengths.bin", "lengths.bin"):  # the offsets say the same
+            del files[name]
+        write_json(
+            self.path / FACTS,
+            {
+                "documents": self.documents,
+                "documents_without_vectors": empty,
+                "vectors": self.vectors,
+                "arrays": {name: {**a, "rows": self.vectors} for name, a in self.arrays.items()},
+                "kind": self._header["kind"],
+                "files": files,
+            },
+        )
+        for name in ("ids.lengths.bin", "lengths.bin", JOURNAL):
+            (self.path / name).unlink()
+        return Segment(self.path)
+
+
+def _journal(path: Path) -> list[dict]:
+    """The whole lines of a journal; the last one may be torn."""
+    lines: list[dict] = []
+    if (path / JOURNAL).is_file():
+        for line in (path / JOURNAL).read_bytes().split(b"\n")[:-1]:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+    return lines
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    out = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, dtype=np.int64, out=out[1:])
+    return out
+
+
+def _sync(handle: IO[bytes]) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())

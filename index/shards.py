@@ -1,0 +1,81 @@
+"""Documents divided among processes: every member searches its stretch, and all agree on every ranking.
+
+Each member opens the same index; the stretches have equal numbers of vectors. Because members agree on the candidates
+before they are scored, the answer is exactly that of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from index.common import top_keys
+from index.segment import Segment
+
+Stretch = tuple[int, int, int, Segment]
+
+
+class Group(Protocol):
+    alone: bool
+
+    def stretches(self, bases: np.ndarray, segments: Sequence[Segment]) -> list[Stretch]:
+        """(base, first, last, segment) of what this member searches: documents first .. last - 1 of the segment."""
+        ...
+
+    def total(self, counts: Sequence[int]) -> list[int]:
+        """Sums over the members."""
+        ...
+
+    def merge(self, keys: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        """The n largest keys of all members, per query, descending."""
+        ...
+
+
+class Alone:
+    """A process that holds the whole index."""
+
+    alone = True
+
+    def stretches(self, bases: np.ndarray, segments: Sequence[Segment]) -> list[Stretch]:
+        return [(int(base), 0, len(s), s) for base, s in zip(bases, segments)]
+
+    def total(self, counts: Sequence[int]) -> list[int]:
+        return list(counts)
+
+    def merge(self, keys: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        return list(keys)
+
+
+class Ranks:
+    """The processes of torch.distributed: rank r holds the r-th stretch."""
+
+    alone = False
+
+    def __init__(self) -> None:
+        from core import distributed
+
+        self.rank, self.world = distributed.rank(), distributed.world()
+
+    def stretches(self, bases: np.ndarray, segments: Sequence[Segment]) -> list[Stretch]:
+        rows = np.cumsum([0, *(s.vectors for s in segments)])
+        low, high = rows[-1] * self.rank // self.world, rows[-1] * (self.rank + 1) // self.world
+        out = []
+        for base, before, segment in zip(bases.tolist(), rows.tolist(), segments):
+            # A document belongs to the stretch in which its first vector lies; one without vectors is never searched.
+            first, last = np.searchsorted(segment.offsets[:-1], [low - before, high - before]).tolist()
+            if last > first:
+                out.append((base, first, last, segment))
+        return out
+
+    def total(self, counts: Sequence[int]) -> list[int]:
+        from core import distributed
+
+        return np.sum(distributed.gather_objects(list(counts)), axis=0, dtype=int).tolist()
+
+    def merge(self, keys: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        from core import distributed
+
+        everyone = distributed.gather_objects(list(keys))
+        return [top_keys(np.concatenate(parts), n) for parts in zip(*everyone)]
