@@ -284,31 +284,32 @@ def score_integers(codes, residuals, offsets, positions, coder, tiles8, scores):
     scores[:] = 0
     for i in range(len(positions)):
         first, n = offsets[positions[i]], offsets[positions[i] + 1] - offsets[positions[i]]
-        for r in range(n):
-            base = _within(codes[first + r], len(centroids)) * width
-            _rebuild(residuals, (first + r) * bytes_, flat, base, weights, per, bytes_, width, vectors, r * width)
         if n > 0:
+            _rebuild(codes, residuals, first, n, flat, weights, per, bytes_, width, vectors)
             for t in range(tiles):
                 scores[i] += _best_integers(vectors, n, width, tiles8[t * width * TILE : (t + 1) * width * TILE])
 
 
 @_jit
-def _rebuild(residuals, at, centroids, base, weights, per, bytes_, width, vectors, to):
-    """One vector in bytes: unsigned centroid + signed weight."""
-    if len(weights) == 16:
-        table, ones = simd.load_bytes16(weights, 0), simd.splat_byte(np.uint8((1 << (8 // per)) - 1))
-        for j in range(0, bytes_, 16):
-            octets = simd.load_bytes16(residuals, at + j)
+def _rebuild(codes, residuals, first, n, centroids, weights, per, bytes_, width, vectors):
+    """Vectors first .. first + n - 1 in bytes: unsigned centroid + signed weight."""
+    k_all = len(centroids) // width
+    table, ones = simd.load_bytes16(weights, 0), simd.splat_byte(np.uint8((1 << (8 // per)) - 1))
+    for r in range(n):
+        at, base, to = (first + r) * bytes_, _within(codes[first + r], k_all) * width, r * width
+        if len(weights) == 16:  # one register of weights, one plane of dimensions per place in the byte
             for plane in range(per):
-                index = simd.shift_bytes(octets, simd.splat_byte(np.uint8(8 - (plane + 1) * (8 // per))))
-                weight = simd.lookup_octets(table, simd.and_bytes(index, ones))
-                place = plane * bytes_ + j
-                store(vectors, to + place, simd.add_bytes(weight, simd.load_bytes16(centroids, base + place)))
-    else:
-        for j in range(bytes_):
-            byte = np.intp(residuals[at + j]) * per
-            for i in range(min(per, width - j * per)):
-                vectors[to + j * per + i] = np.uint8(weights[byte + i] + centroids[base + j * per + i])
+                shift = simd.splat_byte(np.uint8(8 - (plane + 1) * (8 // per)))
+                for j in range(0, bytes_, 16):
+                    index = simd.shift_bytes(simd.load_bytes16(residuals, at + j), shift)
+                    weight = simd.lookup_octets(table, simd.and_bytes(index, ones))
+                    place = plane * bytes_ + j
+                    store(vectors, to + place, simd.add_bytes(weight, simd.load_bytes16(centroids, base + place)))
+        else:  # the weights of every byte, ``per`` each
+            for j in range(bytes_):
+                byte = np.intp(residuals[at + j]) * per
+                for i in range(min(per, width - j * per)):
+                    vectors[to + j * per + i] = np.uint8(weights[byte + i] + centroids[base + j * per + i])
 
 
 @_jit
@@ -402,39 +403,38 @@ def score_residuals(codes, residuals, offsets, positions, decoder, floats, start
         if last == first:
             out[i, :] = no_vectors
             continue
-        for r in range(first, last):
-            base = _within(codes[r], len(centroids)) * dim
-            to = r - first
-            norm = _decompress(residuals, r * width, flat, base, weights, per, width, dim, vectors, to * dim)
-            if unit:
-                factors[to] = np.float32(1) / max(np.sqrt(norm), np.float32(1e-12))
+        _decompress(codes, residuals, first, last - first, flat, weights, per, width, dim, unit, vectors, factors)
         _score(vectors, factors, last - first, dim, floats, tiles, starts, best, out, i)
 
 
 @_jit
-def _decompress(residuals, at, centroids, base, weights, per, width, dim, vectors, to):
-    """One vector, centroid + bucket weights -> its squared length."""
-    norm = splat(np.float32(0))
-    if len(weights) == 16:  # one register of weights, one plane of dimensions per place in the byte
-        table, ones = load(weights, 0), splat_int(np.int32((1 << (8 // per)) - 1))
-        for j in range(0, width, 16):
-            octets = simd.load_octets(residuals, at + j)
+def _decompress(codes, residuals, first, n, centroids, weights, per, width, dim, unit, vectors, factors):
+    """Vectors first .. first + n - 1: centroid + bucket weights; factors bring them to length 1 when ``unit``."""
+    k_all = len(centroids) // dim
+    table, ones = load(weights, 0), splat_int(np.int32((1 << (8 // per)) - 1))
+    for r in range(n):
+        at, base, to = (first + r) * width, _within(codes[first + r], k_all) * dim, r * dim
+        norm = splat(np.float32(0))
+        if len(weights) == 16:  # as in ``_rebuild``
             for plane in range(per):
-                index = simd.shift_right(octets, splat_int(np.int32(8 - (plane + 1) * (8 // per))))
-                value = simd.lookup(table, simd.and_int(index, ones))
-                value = simd.add(value, load(centroids, base + plane * width + j))
+                shift = splat_int(np.int32(8 - (plane + 1) * (8 // per)))
+                for j in range(0, width, 16):
+                    index = simd.shift_right(simd.load_octets(residuals, at + j), shift)
+                    value = simd.lookup(table, simd.and_int(index, ones))
+                    value = simd.add(value, load(centroids, base + plane * width + j))
+                    norm = simd.fma(value, value, norm)
+                    store(vectors, to + plane * width + j, value)
+        else:
+            for j in range(width):
+                byte = np.intp(residuals[at + j]) * per
+                for i in range(min(per, dim - j * per)):
+                    vectors[to + j * per + i] = weights[byte + i]
+            for j in range(0, dim, 16):
+                value = simd.add(load(vectors, to + j), load(centroids, base + j))
                 norm = simd.fma(value, value, norm)
-                store(vectors, to + plane * width + j, value)
-    else:  # the weights of every byte, ``per`` each
-        for j in range(width):
-            byte = np.intp(residuals[at + j]) * per
-            for i in range(min(per, dim - j * per)):
-                vectors[to + j * per + i] = weights[byte + i]
-        for j in range(0, dim, 16):
-            value = simd.add(load(vectors, to + j), load(centroids, base + j))
-            norm = simd.fma(value, value, norm)
-            store(vectors, to + j, value)
-    return simd.total(norm)
+                store(vectors, to + j, value)
+        if unit:
+            factors[r] = np.float32(1) / max(np.sqrt(simd.total(norm)), np.float32(1e-12))
 
 
 @_jit
