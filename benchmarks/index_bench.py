@@ -46,7 +46,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--peers", default="fast-plaid,colbert-ai,exact", help="(%(default)s); exact runs in any case")
     made.add_argument("--vectors", type=Path, default=index_vectors.OUT, help="a folder that index_vectors.py made")
     made.add_argument("--synthetic", action="store_true", help="seeded vectors instead, for a machine without network")
-    made.add_argument("--wheels", type=Path, help="install the peers from this folder only")
+    made.add_argument("--wheels", type=Path, help="pip download -r benchmarks/peers/requirements-*.txt into it")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--rounds", type=int, default=3, help="turns of the searches, each on its share of the queries")
     made.add_argument("--build-rounds", type=int, default=3)

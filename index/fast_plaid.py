@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ class Index(PeerIndex):
     @cached_property
     def _peer(self) -> Any:
         self.library()
+        written, here = self.manifest["library"].split()[1], version(self.PACKAGE)
+        if written.split(".")[:3] != here.split(".")[:3]:  # the fourth number is its torch
+            raise UserError(
+                f"the index '{self.path}' was written by fast-plaid {written} and {here} is installed, which would "
+                "fail on its files or rewrite them; install the version that wrote it, or build the index again."
+            )
         return _opened(self.path / self.FILES, self.device)
 
     @cached_property

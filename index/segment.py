@@ -288,7 +288,7 @@ class SegmentWriter:
         }
         for name, array in arrays.items():
             facts = self.arrays[name]
-            parts[f"{name}.bin"] = memoryview(np.ascontiguousarray(array, facts["dtype"])).cast("B")
+            parts[f"{name}.bin"] = np.ascontiguousarray(array, facts["dtype"]).reshape(-1).view(np.uint8)
         files = {}
         for name in self._names:
             with open(self.path / name, "ab") as handle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -98,7 +97,7 @@ def blocks(
         for wanted in expected:
             id_, _ = next(iterator, (None, None))
             if id_ != wanted:
-                raise DifferentStream(_different(done.path, position, wanted, id_))
+                raise DifferentStream(_different(done, position, wanted, id_))
             position += 1
         known.add(hashes(expected))
     ids: list[str] = []
@@ -133,8 +132,10 @@ def blocks(
         raise UserError(f"no documents were given for the index '{done.path.parent}'; give at least one.")
 
 
-def _different(path: Path, position: int, wanted: str, found: str | None) -> str:
-    remedy = "give the same documents in the same order, or delete it."
+def _different(done: SegmentWriter, position: int, wanted: str, found: str | None) -> str:
+    place, remedy = f"'{done.path}'", "give the same documents in the same order, or delete it."
     if found is None:
-        return f"the stream ended after {position} documents, but '{path}' already holds more of them; {remedy}"
-    return f"document {position} of the stream is '{found}', but '{path}' was begun with '{wanted}' there; {remedy}"
+        return (
+            f"the stream ended after {position} documents, but {place} already holds {done.documents} of them; {remedy}"
+        )
+    return f"document {position} of the stream is '{found}', but {place} was begun with '{wanted}' there; {remedy}"

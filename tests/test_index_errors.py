@@ -111,7 +111,7 @@ def test_incomplete_and_absent(tmp_path, built, name):
     for opener in (cls(name).open, open_index):
         with fails("run the same command again"):
             opener(tmp_path / "i")
-    (tmp_path / "i" / "manifest.json").write_text(json.dumps({"format": "other"}))
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps({"format": "other", "version": 2}))
     with fails(f"format 'other', not '{name}'"):
         cls(name).open(tmp_path / "i")
     with fails("format 'other', which this version does not know"):
@@ -139,13 +139,15 @@ def test_building_over_something(tmp_path, built, name):
 
 
 @each_index
-def test_going_on_with_something_else(tmp_path, name):
+def test_going_on_with_something_else(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("index.stream.BLOCK_DOCS", 20)
+
     def interrupted():
         yield from DOCS[:45]
         raise KeyboardInterrupt
 
     def build(docs, **changes):
-        return cls(name).build(tmp_path / "i", docs, **{"dim": 32, "encoder": ENCODER, "chunk_docs": 20, **changes})
+        return cls(name).build(tmp_path / "i", docs, **{"dim": 32, "encoder": ENCODER, **changes})
 
     with pytest.raises(KeyboardInterrupt):
         build(interrupted())
@@ -155,8 +157,9 @@ def test_going_on_with_something_else(tmp_path, name):
         build(swapped)
     with fails("the stream ended after 30 documents, but .* already holds 40"):
         build(DOCS[:30])
-    with fails("begun otherwise .*chunk_docs: unfinished 20, now 30"):
-        build(DOCS, chunk_docs=30)
+    option = {"exact": {"dtype": "float32"}, "plaid": {"nbits": 8}}[name]
+    with fails(f"begun otherwise .*{next(iter(option))}: unfinished .*, now"):
+        build(DOCS, **option)
     with fails("begun otherwise .*encoder"):
         build(DOCS, encoder={"weights": "xyz"})
     assert len(build(DOCS)) == 60
@@ -164,7 +167,7 @@ def test_going_on_with_something_else(tmp_path, name):
 
 def test_damage_is_a_sentence(tmp_path):
     built = cls("exact").build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
-    file = tmp_path / "i" / "chunk-00000.vectors.npy"
+    file = tmp_path / "i" / "seg-00000" / "vectors.bin"
     file.write_bytes(file.read_bytes()[:-100])
     with fails("missing or damaged"):
         cls("exact").open(built.path).search(QUERIES, 3)
@@ -173,8 +176,8 @@ def test_damage_is_a_sentence(tmp_path):
 def test_options():
     with fails("dtype 'int8' is not offered"):
         cls("exact").build("unused", DOCS, dim=32, encoder={}, dtype="int8")
-    with fails("chunk_docs=0 is not a positive integer"):
-        cls("exact").build("unused", DOCS, dim=32, encoder={}, chunk_docs=0)
+    with fails("dim=0 is not a positive integer"):
+        cls("exact").build("unused", DOCS, dim=0, encoder={})
     for name in ("sample_vectors", "iterations", "max_centroids"):
         with fails(f"{name}=-1 is not a positive integer"):
             cls("plaid").build("unused", DOCS, dim=32, encoder={}, **{name: -1})
@@ -184,7 +187,7 @@ def test_options():
 
 def test_plaid_effort(built):
     plaid = built["plaid"]
-    with fails("effort 'best' is unknown; use 'fast', 'balanced' or 'exhaustive'"):
+    with fails("effort 'best' is unknown; use 'fast', 'balanced', 'exhaustive' or 'colbert'"):
         plaid.search(QUERIES, 3, effort="best")
     with fails("k=20 is more than the n_candidates=10"):
         plaid.search(QUERIES, 20, n_candidates=10)

@@ -10,6 +10,7 @@ from core.tokens import TokenBatch
 from index.common import rank_keys, split_keys
 from index.exact import Index
 from index.packed import packed_scores, segment_max
+from index.segment import SegmentWriter
 from tests.index_cases import ENCODER, corpus, oracle, questions, run_killed, snapshot
 
 DOCS = corpus(157, rows=(1, 20))
@@ -18,9 +19,12 @@ QUERIES = questions(DOCS, 7, 11)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("chunk_docs", [4, 10, 1000])
-def test_scores_are_those_of_maxsim(tmp_path, dtype, chunk_docs):
-    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER, dtype=dtype, chunk_docs=chunk_docs)
+@pytest.mark.parametrize("block_docs", [4, 10, 1000])
+@pytest.mark.parametrize("loops", ["compiled", "plain"])
+def test_scores_are_those_of_maxsim(tmp_path, monkeypatch, dtype, block_docs, loops):
+    monkeypatch.setattr("index.stream.BLOCK_DOCS", block_docs)
+    monkeypatch.setattr("index.exact.compiled", lambda: loops == "compiled")
+    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER, dtype=dtype)
     truth = oracle(DOCS, QUERIES, dtype)
     for row, ranking in zip(truth, built.search(QUERIES, 156)):
         where = [int(i.split("-")[1]) for i in ranking.ids]
@@ -28,19 +32,21 @@ def test_scores_are_those_of_maxsim(tmp_path, dtype, chunk_docs):
         assert torch.allclose(row[where], torch.tensor(ranking.scores), atol=1e-4)
 
 
-@pytest.mark.parametrize("budget", [1, 20_000, 1 << 30])
-def test_the_budget_changes_nothing(tmp_path, budget):
-    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER, chunk_docs=25)
+@pytest.mark.parametrize("rows", [1, 100, 1 << 30])
+def test_pieces_and_waves_change_nothing(tmp_path, monkeypatch, rows):
+    built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
     allowed = [set(built.ids()[i::3]) for i in range(7)]
-    for wanted in (None, allowed, allowed[0]):
-        for a, b in zip(built.search(QUERIES, 30, wanted), built.search(QUERIES, 30, wanted, budget_bytes=budget)):
-            assert a.ids == b.ids and np.allclose(a.scores, b.scores, atol=1e-5)
+    cases = (None, allowed, allowed[0])
+    whole = [built.search(QUERIES, 30, wanted) for wanted in cases]
+    monkeypatch.setattr("index.exact.SCAN_ROWS", rows)
+    monkeypatch.setattr("index.exact.WAVE", 2)
+    assert [built.search(QUERIES, 30, wanted) for wanted in cases] == whole
 
 
 def test_many_query_rows_are_taken_in_parts(tmp_path, monkeypatch):
     built = Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
     whole = built.search(QUERIES, 5)
-    monkeypatch.setattr("index.packed.QUERY_ROWS", 22)  # two queries at a time
+    monkeypatch.setattr("index.exact.QUERY_ROWS", 22)  # two queries at a time
     assert [r.ids for r in built.search(QUERIES, 5)] == [r.ids for r in whole]
 
 
@@ -53,16 +59,17 @@ def test_half_precision_queries_and_an_autocast_around_do_not_change_the_sum(tmp
     assert np.allclose([r.scores for r in half], [r.scores for r in plain], atol=2e-2)
 
 
-def test_the_stream_is_read_once_and_chunk_by_chunk(tmp_path):
+def test_the_stream_is_read_once_and_block_by_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("index.stream.BLOCK_DOCS", 50)
     seen = []
 
     def stream():
         for item in DOCS:
-            seen.append(len(list(tmp_path.glob("i/chunk-*.json"))))
+            seen.append(SegmentWriter.committed(tmp_path / "i" / "seg-00000"))
             yield item
 
-    Index.build(tmp_path / "i", stream(), dim=32, encoder=ENCODER, chunk_docs=50)
-    assert len(seen) == 157 and (seen[0], seen[50], seen[156]) == (0, 1, 3)
+    Index.build(tmp_path / "i", stream(), dim=32, encoder=ENCODER)
+    assert len(seen) == 157 and (seen[0], seen[51], seen[156]) == (0, 50, 150)
 
 
 def test_the_caller_may_reuse_its_buffer(tmp_path):
@@ -79,22 +86,27 @@ def test_the_caller_may_reuse_its_buffer(tmp_path):
 
 KILLED = """
 from tests.index_cases import *
+from index import stream as blocks
 from index.exact import Index
+blocks.BLOCK_DOCS = 20
 docs = corpus(157, rows=(1, 20))
 stream = ((id_, v) if i < 71 else die() for i, (id_, v) in enumerate(docs))
-Index.build(sys.argv[1], stream, dim=32, encoder=ENCODER, chunk_docs=20)
+Index.build(sys.argv[1], stream, dim=32, encoder=ENCODER)
 """
 
 
-def test_a_killed_build_goes_on_with_the_same_bytes(tmp_path):
+def test_a_killed_build_goes_on_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("index.stream.BLOCK_DOCS", 20)
     docs = corpus(157, rows=(1, 20))
-    whole = Index.build(tmp_path / "whole", docs, dim=32, encoder=ENCODER, chunk_docs=20)
+    whole = Index.build(tmp_path / "whole", docs, dim=32, encoder=ENCODER)
     run_killed(KILLED, tmp_path / "killed")
-    (tmp_path / "killed" / ".chunk-00003.json.abc.tmp").write_text("half")  # killed in the middle of a write
-    (tmp_path / "killed" / "chunk-00003.vectors.npy").write_bytes(b"rows without their json")
+    segment = tmp_path / "killed" / "seg-00000"
+    (segment / ".offsets.npy.abc.tmp").write_text("half")  # killed in the middle of a write
+    with open(segment / "vectors.bin", "ab") as handle:
+        handle.write(b"rows without their line in the journal")
     assert Index.committed(tmp_path / "killed") == 60
     rest = [(id_, v if i >= 60 else None) for i, (id_, v) in enumerate(docs)]  # need not be encoded again
-    Index.build(tmp_path / "killed", rest, dim=32, encoder=ENCODER, chunk_docs=20)
+    Index.build(tmp_path / "killed", rest, dim=32, encoder=ENCODER)
     assert snapshot(tmp_path / "killed") == snapshot(whole.path)
 
 

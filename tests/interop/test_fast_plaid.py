@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +110,14 @@ def test_what_it_cannot_build(tmp_path):
     for few in (DOCS[:1], DOCS[1:2]):  # no vector at all; too few for held-out samples
         with pytest.raises(UserError, match=r"fast-plaid could not index a batch of . documents.*index.name exact"):
             cls("fast_plaid").build(tmp_path / "c", few, dim=32, encoder={})
+
+
+def test_another_version_is_refused_because_it_would_rewrite_the_files(built, tmp_path):
+    shutil.copytree(built[4].path, tmp_path / "i")
+    manifest = json.loads((tmp_path / "i" / "manifest.json").read_text())
+    assert re.fullmatch(r"fast-plaid 1\.\d\.\d\.\d+", manifest["library"])
+    (tmp_path / "i" / "manifest.json").write_text(json.dumps({**manifest, "library": "fast-plaid 1.3.0.2110"}))
+    opened = cls("fast_plaid").open(tmp_path / "i")
+    assert opened.verify() == []
+    with pytest.raises(UserError, match=r"written by fast-plaid 1.3.0.2110.*install the version that wrote it"):
+        opened.search(QUERIES, 3)
