@@ -49,9 +49,20 @@ class Index(StoredIndex):
 
     FORMAT = plaid_build.FORMAT
 
-    def __init__(self, path: Path, manifest: dict, device: str, group: Group | None = None) -> None:
-        self.group: Group = group or Alone()
-        super().__init__(path, manifest, device)
+    group: Group = Alone()
+
+    @classmethod
+    def open(
+        cls, path: str | Path, encoder: dict | None = None, device: str = "cpu", group: Group | None = None
+    ) -> Index:
+        """Open a complete index. encoder: what encodes the queries now; UserError when it is not what built it.
+
+        device: "cuda" uses all GPUs of this process, "cuda:1" that one. group: ``index.shards.Ranks()`` when the
+        processes of torchrun divide the documents among them.
+        """
+        index = super().open(path, encoder, device)
+        index.group = group or Alone()
+        return index
 
     @classmethod
     def build(
@@ -107,7 +118,7 @@ class Index(StoredIndex):
 
     @cached_property
     def _searcher(self) -> Searcher:
-        return Searcher(self.codec, self.device, self.group.stretches(self.bases, self.segments), self.group)
+        return Searcher(self.codec, devices(self.device), self.group.stretches(self.bases, self.segments), self.group)
 
     @cached_property
     def _filled(self) -> tuple[np.ndarray | None, int]:
@@ -214,3 +225,10 @@ class Index(StoredIndex):
     def stats(self) -> dict:
         options = self.manifest["options"]
         return {**super().stats(), "nbits": options["nbits"], "centroids": self.manifest["centroids"]}
+
+
+def devices(device: torch.device) -> list[torch.device]:
+    """The devices that hold an index: all GPUs for "cuda", else the one that was named."""
+    if device.type == "cuda" and device.index is None:
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return [device]

@@ -15,8 +15,7 @@ import torch
 from index import threads
 from index.codec import Codec
 from index.common import compiled, float_keys, key_positions, top_keys
-from index.segment import Segment
-from index.shards import Group
+from index.shards import Group, Stretch, share
 
 QUERY_ROWS = 4096
 """Query rows that one pass over all documents serves."""
@@ -43,20 +42,27 @@ class Searcher:
     """stretches: (base, first, last, segment), documents first .. last - 1 of a segment with its first position."""
 
     def __init__(
-        self, codec: Codec, device: torch.device, stretches: Sequence[tuple[int, int, int, Segment]], group: Group
+        self, codec: Codec, devices: Sequence[torch.device], stretches: Sequence[Stretch], group: Group
     ) -> None:
         self.group = group
-        if device.type == "cpu" and compiled():
+        if devices[0].type == "cpu" and compiled():
             from index.cpu import CpuCodec, CpuPart
 
-            self.codec: Any = CpuCodec(codec)
-            self.parts: list[Any] = [CpuPart(self.codec, s, first, last) for _, first, last, s in stretches]
-        else:
-            from index.plain import PlainCodec, PlainPart
+            self.codecs: list[Any] = [CpuCodec(codec)]
+            self.parts: list[Any] = [CpuPart(self.codecs[0], s, first, last) for _, first, last, s in stretches]
+            self.bases = [base for base, *_ in stretches]
+            return
+        from index.plain import PlainCodec, PlainPart
 
-            self.codec = PlainCodec(codec, device)
-            self.parts = [PlainPart(self.codec, s, first, last) for _, first, last, s in stretches]
-        self.bases = [base for base, *_ in stretches]
+        self.codecs, self.parts, self.bases = [PlainCodec(codec, d) for d in devices], [], []
+        for number, device_codec in enumerate(self.codecs):  # the devices of a process divide its documents
+            for base, first, last, segment in share(stretches, number, len(devices)):
+                self.parts.append(PlainPart(device_codec, segment, first, last))
+                self.bases.append(base)
+
+    def _look(self, query: np.ndarray) -> dict[Any, Any]:
+        """codec -> what it makes of the query."""
+        return {codec: codec.look(query) for codec in self.codecs}
 
     def rank(self, emb: np.ndarray, k: int, masks: Sequence[Mask], effort: Knobs) -> list[np.ndarray]:
         """emb [B, T, D] float32, zero rows do not count; masks: what may be found. -> k descending keys per query.
@@ -66,7 +72,7 @@ class Searcher:
         rows = [q[q.any(-1)] if q.any() else q[:1] for q in emb]
         n = effort.n_candidates
         asking = [i for i, (_, count) in enumerate(masks) if count > n and emb[i].any()]
-        looks = dict(zip(asking, threads.run(lambda i: self.codec.look(rows[i]), asking)))
+        looks = dict(zip(asking, threads.run(lambda i: self._look(rows[i]), asking)))
         found = self._candidates(looks, masks, effort)
         short = self.group.merge(
             threads.run(lambda i: self._shortlist(looks[i], found[i], SHORTLIST * n), asking), SHORTLIST * n
@@ -79,7 +85,7 @@ class Searcher:
                 chosen[i] = (np.arange(count) if mask is None else np.flatnonzero(mask))[:n]
 
         def score(i: int) -> np.ndarray:
-            floats = looks[i].floats if i in looks else self.codec.floats(rows[i])
+            floats = {c: looks[i][c].floats if i in looks else c.floats(rows[i]) for c in self.codecs}
             return top_keys(self._exact(floats, len(rows[i]), chosen[i]), k)
 
         return self.group.merge(threads.run(score, range(len(emb))), k)
@@ -91,33 +97,37 @@ class Searcher:
         pending = list(looks)
 
         def gather(i: int) -> list:
-            least = -(2**31) if floor is None else int(np.ceil(floor / max(looks[i].step, 1e-30)))
-            opened = self.codec.opened(looks[i], probe, max(-(2**31), min(2**31 - 1, least)))
+            step = looks[i][self.codecs[0]].step
+            least = -(2**31) if floor is None else int(np.ceil(floor / max(step, 1e-30)))
+            least = max(-(2**31), min(2**31 - 1, least))
+            opened = {codec: codec.opened(look, probe, least) for codec, look in looks[i].items()}
             mask = masks[i][0]
             return [
-                part.candidates(opened, None if mask is None else mask[base : base + len(part.segment)])
+                part.candidates(opened[part.codec], None if mask is None else mask[base : base + len(part.segment)])
                 for base, part in zip(self.bases, self.parts)
             ]
 
         while pending:
             found.update(zip(pending, threads.run(gather, pending)))
             counts = self.group.total([sum(len(f) for f in found[i]) for i in pending])
-            if probe >= self.codec.n_centroids and floor is None:
+            if probe >= self.codecs[0].n_centroids and floor is None:
                 break
             pending = [i for i, count in zip(pending, counts) if count < effort.n_candidates]
             probe, floor = 2 * probe, None
         return found
 
-    def _shortlist(self, look: Any, found: list, n: int) -> np.ndarray:
-        keys = [part.shortlist(look, here, n) - base for base, part, here in zip(self.bases, self.parts, found)]
+    def _shortlist(self, looks: dict, found: list, n: int) -> np.ndarray:
+        keys = [
+            part.shortlist(looks[part.codec], here, n) - base for base, part, here in zip(self.bases, self.parts, found)
+        ]
         return top_keys(np.concatenate([np.empty(0, np.int64), *keys]), n)
 
-    def _refine(self, look: Any, positions: np.ndarray, n: int) -> np.ndarray:
+    def _refine(self, looks: dict, positions: np.ndarray, n: int) -> np.ndarray:
         if len(positions) <= n and self.group.alone:
             return 0xFFFFFFFF - positions  # all of them go on
         keys = [np.empty(0, np.int64)]
         for base, part, here in self._own(positions):
-            keys.append(part.refine(look, here, n) - base)
+            keys.append(part.refine(looks[part.codec], here, n) - base)
         return top_keys(np.concatenate(keys), n)
 
     def _own(self, positions: np.ndarray) -> Iterator[tuple[int, Any, np.ndarray]]:
@@ -127,11 +137,13 @@ class Searcher:
             if high > low:
                 yield base, part, positions[low:high] - base
 
-    def _exact(self, floats: Any, rows: int, positions: np.ndarray) -> np.ndarray:
+    def _exact(self, floats: dict, n_rows: int, positions: np.ndarray) -> np.ndarray:
         """Keys of MaxSim with the decompressed documents at ascending positions."""
-        starts, keys = np.array([0, rows]), [np.empty(0, np.int64)]
+        starts, keys = np.array([0, n_rows]), [np.empty(0, np.int64)]
         for base, part, here in self._own(positions):
-            scores = threads.concatenate(lambda p, part=part: part.rescore(floats, starts, p), here, 32)[:, 0]
+            scores = threads.concatenate(lambda p, part=part: part.rescore(floats[part.codec], starts, p), here, 32)[
+                :, 0
+            ]
             keys.append(float_keys(scores, here + base))
         return np.concatenate(keys)
 
@@ -141,12 +153,13 @@ class Searcher:
         step = max(1, QUERY_ROWS // emb.shape[1])
         for first in range(0, len(emb), step):
             rows = [q[q.any(-1)] for q in emb[first : first + step]]
-            floats = self.codec.floats(np.concatenate(rows) if any(map(len, rows)) else emb[0, :1])
+            packed = np.concatenate(rows) if any(map(len, rows)) else emb[0, :1]
+            floats = {codec: codec.floats(packed) for codec in self.codecs}
             starts = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
             out += self._scan(floats, starts, k, masks[first : first + step])
         return self.group.merge(out, k)
 
-    def _scan(self, floats: Any, starts: np.ndarray, k: int, masks: Sequence[Mask]) -> list[np.ndarray]:
+    def _scan(self, floats: dict, starts: np.ndarray, k: int, masks: Sequence[Mask]) -> list[np.ndarray]:
         pieces = [
             (base, part, max(first, part.first), min(last, part.last))
             for base, part in zip(self.bases, self.parts)
@@ -156,7 +169,7 @@ class Searcher:
 
         def work(piece: tuple) -> list[np.ndarray]:
             base, part, first, last = piece
-            scores = part.scan(floats, starts, first, last)
+            scores = part.scan(floats[part.codec], starts, first, last)
             here = np.arange(base + first, base + last)
             out = []
             for b, (mask, _) in enumerate(masks):

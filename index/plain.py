@@ -3,6 +3,7 @@ numba, and what runs on an accelerator, where a part keeps its codes and residua
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +66,7 @@ class PlainCodec:
 
 
 class PlainPart:
-    """Documents first .. last - 1 of a segment, held on the device; positions are the segment's."""
+    """Documents first .. last - 1 of a segment; positions are the segment's."""
 
     def __init__(self, codec: PlainCodec, segment: Segment, first: int, last: int) -> None:
         self.codec, self.segment, self.first, self.last = codec, segment, first, last
@@ -74,9 +75,8 @@ class PlainPart:
         start, stop = int(offsets[0]), int(offsets[-1])
         self.offsets = offsets - start
         self._starts = torch.from_numpy(self.offsets).to(device)
-        codes = np.minimum(segment.read("codes", start, stop), codec.n_centroids - 1)
-        self.codes = torch.from_numpy(codes.astype(np.int32)).to(device)
-        self.residuals = torch.from_numpy(segment.read("residuals", start, stop)).to(device)
+        self._start = start
+        self._held = self._hold(start, stop)
         lists = InvertedLists.read(segment, codec.n_centroids)
         here = (lists.positions >= first) & (lists.positions < last)
         counts = np.add.reduceat(np.append(here, False).astype(np.int64), lists.starts[:-1])
@@ -85,6 +85,33 @@ class PlainPart:
             torch.arange(codec.n_centroids, device=device), torch.from_numpy(counts).to(device)
         )
         self._listed = torch.from_numpy(lists.positions[here].astype(np.int64) - first).to(device)
+
+    def _hold(self, start: int, stop: int) -> dict[str, Tensor]:
+        """What fits on an accelerator, the codes before the residuals; the rest is read where it is mapped."""
+        if self._on_host():
+            return {}
+        held, room = {}, free_bytes(self.codec.device)
+        for name in ("codes", "residuals"):
+            facts = self.segment.facts["arrays"][name]
+            size = (stop - start) * max(1, math.prod(facts["shape"])) * (4 if name == "codes" else 1)
+            if size <= room:
+                held[name] = self._as_tensor(name, self.segment.read(name, start, stop)).to(self.codec.device)
+                room -= size
+        return held
+
+    def _on_host(self) -> bool:
+        return self.codec.device.type == "cpu"
+
+    def _as_tensor(self, name: str, rows: np.ndarray) -> Tensor:
+        if name == "codes":  # a damaged code must not read beside the table
+            rows = np.minimum(rows, self.codec.n_centroids - 1).astype(np.int32)
+        return torch.from_numpy(rows)
+
+    def _take(self, name: str, at: Tensor) -> Tensor:
+        """Rows of an array on the device, from there or from the file."""
+        if name in self._held:
+            return self._held[name][at]
+        return self._as_tensor(name, self.segment.array(name)[at.cpu().numpy() + self._start]).to(self.codec.device)
 
     def candidates(self, opened: Tensor, wanted: np.ndarray | None) -> Tensor:
         """Ascending positions (from 0 at ``first``) of the wanted documents in the opened lists."""
@@ -100,7 +127,7 @@ class PlainPart:
         width = look.table.shape[1]
         for here in self._runs(positions, BUDGET_BYTES // (8 * (width + 4))):
             lengths = self._starts[here + 1] - self._starts[here]
-            codes = self.codes[self._rows(here, lengths)].long()
+            codes = self._take("codes", self._rows(here, lengths)).long()
             scores = segment_max(look.table[codes].float(), lengths).clamp_(min=0).sum(1)
             keys = (scores.long() << 32) | (0xFFFFFFFF - (here + self.first))
             best = best_keys(torch.cat([best, keys]), n)
@@ -113,7 +140,7 @@ class PlainPart:
         for here in self._runs(local, BUDGET_BYTES // (8 * (self.codec.dim + len(look.integers) + 1))):
             lengths = self._starts[here + 1] - self._starts[here]
             at = self._rows(here, lengths)
-            products = self.codec.codec.rebuild(self.codes[at], self.residuals[at]) @ look.integers.T
+            products = self.codec.codec.rebuild(self._take("codes", at), self._take("residuals", at)) @ look.integers.T
             scores = segment_max(products, lengths).long().sum(1)
             best = best_keys(torch.cat([best, (scores << 32) | (0xFFFFFFFF - (here + self.first))]), n)
         return best.cpu().numpy()
@@ -128,7 +155,7 @@ class PlainPart:
         for here in self._runs(local, BUDGET_BYTES // (8 * (self.codec.dim + len(rows) + 1))):
             lengths = self._starts[here + 1] - self._starts[here]
             at = self._rows(here, lengths)
-            vectors = self.codec.codec.decompress(self.codes[at], self.residuals[at])
+            vectors = self.codec.codec.decompress(self._take("codes", at), self._take("residuals", at))
             with torch.autocast(vectors.device.type, enabled=False):
                 best = segment_max(vectors @ rows.T, lengths)
             scores = best.new_zeros(len(here), len(starts) - 1).index_add_(1, owner, best)
@@ -153,6 +180,13 @@ class PlainPart:
             runs.append(positions[start:stop])
             before, start = int(ends[stop - 1]), stop
         return runs or [positions]
+
+
+def free_bytes(device: torch.device) -> int:
+    """What an index may take of an accelerator's memory: four fifths of what is free; a search needs the rest."""
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    return 4 << 30  # Apple's and others' memory is the machine's own
 
 
 def count_pairs(codes: np.ndarray, lengths: np.ndarray, first: int, last: np.ndarray, counts: np.ndarray) -> None:

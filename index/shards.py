@@ -59,15 +59,7 @@ class Ranks:
         self.rank, self.world = distributed.rank(), distributed.world()
 
     def stretches(self, bases: np.ndarray, segments: Sequence[Segment]) -> list[Stretch]:
-        rows = np.cumsum([0, *(s.vectors for s in segments)])
-        low, high = rows[-1] * self.rank // self.world, rows[-1] * (self.rank + 1) // self.world
-        out = []
-        for base, before, segment in zip(bases.tolist(), rows.tolist(), segments):
-            # A document belongs to the stretch in which its first vector lies; one without vectors is never searched.
-            first, last = np.searchsorted(segment.offsets[:-1], [low - before, high - before]).tolist()
-            if last > first:
-                out.append((base, first, last, segment))
-        return out
+        return share(Alone().stretches(bases, segments), self.rank, self.world)
 
     def total(self, counts: Sequence[int]) -> list[int]:
         from core import distributed
@@ -79,3 +71,18 @@ class Ranks:
 
         everyone = distributed.gather_objects(list(keys))
         return [top_keys(np.concatenate(parts), n) for parts in zip(*everyone)]
+
+
+def share(stretches: Sequence[Stretch], number: int, of: int) -> list[Stretch]:
+    """The number-th of ``of`` shares with about equal numbers of vectors; together they are all documents."""
+    out = []
+    for base, first, last, segment in stretches:
+        edges = segment.offsets[first : last + 1]
+        low, high = (int(edges[0]) + (int(edges[-1]) - int(edges[0])) * n // of for n in (number, number + 1))
+        # A document belongs where its first vector lies; one without vectors is never searched.
+        start, stop = np.searchsorted(edges[:-1], [low, high]).tolist()
+        if number == of - 1:
+            stop = last - first
+        if stop > start:
+            out.append((base, first + start, first + stop, segment))
+    return out

@@ -291,7 +291,7 @@ def test_without_numba_the_answers_are_the_same(built, monkeypatch):
     for effort, wanted in zip(("fast", "balanced", "exhaustive"), fast):
         for a, b in zip(opened.search(QUERIES, 50, effort=effort), wanted):
             assert set(a.ids) == set(b.ids) and np.allclose(a.scores, b.scores, atol=1e-4)
-    assert type(opened._searcher.codec).__name__ == "PlainCodec"
+    assert type(opened._searcher.codecs[0]).__name__ == "PlainCodec"
 
 
 def test_a_build_without_numba_gives_the_same_lists_and_residuals(tmp_path, monkeypatch):
