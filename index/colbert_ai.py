@@ -72,6 +72,8 @@ class ColbertAIIndex:
                     if (bad := archive.testzip()) is not None:  # torch itself does not look at the checksums
                         raise damaged(file, f"'{bad}' has another checksum")
             return torch.load(file, map_location="cpu", weights_only=True)
+        except UserError:  # which is a ValueError too
+            raise
         except FileNotFoundError:
             raise UserError(f"'{file}' is missing; copy the whole colbert-ai index folder.") from None
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error,
@@ -81,7 +83,7 @@ class ColbertAIIndex:
     def chunk(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Codes [n] int32, residuals [n, bytes] uint8 and vectors per passage [m] int64 of one chunk, checked."""
         codes, residuals = self.load(f"{number}.codes.pt"), self.load(f"{number}.residuals.pt")
-        lengths = torch.tensor(self._lengths(number), dtype=torch.int64)
+        lengths = torch.tensor(self.lengths(number), dtype=torch.int64)
         rows, width = int(lengths.sum()), self.dim * self.codec.nbits // 8
         if len(codes) != rows:
             raise damaged(self.path / f"{number}.codes.pt", f"it holds {len(codes)} vectors, doclens says {rows}")
@@ -92,7 +94,7 @@ class ColbertAIIndex:
             raise damaged(self.path / f"{number}.residuals.pt", f"its shape is {shape}, not {(rows, width)}")
         return codes, residuals, lengths
 
-    def _lengths(self, number: int) -> list[int]:
+    def lengths(self, number: int) -> list[int]:
         found = read_json(self.path / f"doclens.{number}.json", "doclens")
         if not isinstance(found, list) or not all(isinstance(n, int) and n >= 0 for n in found):
             raise damaged(self.path / f"doclens.{number}.json", "not a list of lengths")
@@ -118,7 +120,7 @@ class ColbertAIIndex:
     @cached_property
     def doclens(self) -> Tensor:
         """[passages] int64: vectors per passage."""
-        return torch.tensor([n for i in self.chunks for n in self._lengths(i)], dtype=torch.int64)
+        return torch.tensor([n for i in self.chunks for n in self.lengths(i)], dtype=torch.int64)
 
     @cached_property
     def offsets(self) -> Tensor:

@@ -20,9 +20,6 @@ from core.tokens import TokenBatch
 from index.common import Allowed, allowed_positions, check_k, check_queries
 from index.peers import PeerIndex, check_positive, checked
 
-REQUIRES = "faiss"
-"""The library without which this index can neither be built nor searched."""
-
 BLOCK = 8192
 
 
@@ -96,7 +93,7 @@ class Index(PeerIndex):
                 "pool the rows to one, or use index.name exact or plaid."
             )
         single = emb.sum(1).numpy()  # the other rows are zero
-        allowed = allowed_positions(allowed_ids, len(emb), {} if allowed_ids is None else self.where)
+        allowed = allowed_positions(allowed_ids, len(emb), self.find, len(self))
         groups: dict[int, list[int]] = {}  # queries with the same allowed documents are searched together
         for b, positions in enumerate(allowed):
             groups.setdefault(id(positions), []).append(b)

@@ -23,9 +23,6 @@ from core.tokens import TokenBatch
 from index.common import Allowed, allowed_positions, check_k, check_queries
 from index.peers import PeerIndex, check_positive, checked
 
-REQUIRES = "fast_plaid"
-"""The library without which this index can neither be built nor searched."""
-
 EFFORTS = {"fast": (4, 1024), "balanced": (8, 4096)}
 """effort -> n_ivf_probe, n_full_scores; "balanced" is fast-plaid's default. The third, "exhaustive", takes all."""
 
@@ -125,7 +122,7 @@ class Index(PeerIndex):
         """
         check_k(k, len(self))
         emb = check_queries(queries, self.dim, "cpu")
-        allowed = allowed_positions(allowed_ids, len(emb), {} if allowed_ids is None else self.where)
+        allowed = allowed_positions(allowed_ids, len(emb), self.find, len(self))
         probe, full = self._effort(effort or "balanced", k, n_ivf_probe, n_full_scores)
         check_positive(n_processes=n_processes)
         settings = {"n_ivf_probe": probe, "n_full_scores": full, "n_processes": n_processes, "show_progress": False}

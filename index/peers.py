@@ -133,9 +133,12 @@ class PeerIndex:
         return np.array(self._documents["lengths"], dtype=np.int64)
 
     @cached_property
-    def where(self) -> dict[str, int]:
-        """id -> position."""
+    def _where(self) -> dict[str, int]:
         return {id_: position for position, id_ in enumerate(self.ids())}
+
+    def find(self, ids: Sequence[str]) -> np.ndarray:
+        """ids -> [n] int64 positions, -1 for those that are not there."""
+        return np.array([self._where.get(id_, -1) for id_ in ids], dtype=np.int64)
 
     def ids(self) -> Sequence[str]:
         """All ids, in the order they were given."""

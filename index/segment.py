@@ -39,44 +39,43 @@ def hashes(ids: Sequence[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    with atomic_file(path) as handle:
-        np.save(handle, array)
-
-
-def load_array(path: Path, mapped: bool = False) -> np.ndarray:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r" if mapped else None))
-    except (OSError, ValueError, EOFError) as error:
-        raise damaged(path, error) from None
-
-
-def damaged(path: Path, why: object) -> UserError:
-    return UserError(f"index file '{path}' is missing or damaged ({why}); build the index again.")
-
-
 class Segment:
-    """Read side. Nothing but segment.json is read before it is asked for; arrays are mapped, not loaded."""
+    """Read side. Nothing but segment.json is read before it is asked for; large files are mapped, not loaded.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.facts: dict[str, Any] = read_json(path / FACTS, "index segment")
+    sha256: what the manifest says of segment.json.
+    """
+
+    def __init__(self, path: Path, sha256: str | None = None) -> None:
+        self.path, self._files = path, {}
+        self.facts: dict[str, Any] = read_facts(path / FACTS, sha256)
         self.documents, self.vectors = self.facts["documents"], self.facts["vectors"]
 
     def __len__(self) -> int:
         return self.documents
 
     def map(self) -> Segment:
-        """Map every file now, so that a compaction that removes the folder does not disturb this reader."""
-        for name in self.facts["arrays"]:
-            self.array(name)
-        _ = self.offsets, self._id_bytes, self._id_offsets, self._hashes, self._order
+        """Open every file now, so that a compaction that removes the folder does not disturb this reader."""
+        for name in self.facts["files"]:
+            self.file(name)
         return self
+
+    def file(self, name: str) -> HeldFile:
+        if name not in self._files:
+            if name not in self.facts["files"]:
+                raise damaged(self.path / FACTS, f"it does not name {name}")
+            self._files[name] = HeldFile(self.path / name, self.facts["files"][name]["bytes"])
+        return self._files[name]
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """[N + 1] int64."""
-        return self._saved("offsets.npy", self.documents + 1)
+        """[N + 1] int64, checked: the loops trust them."""
+        table = self.file("offsets.npy").table("int64", self.documents + 1)
+        fits = table[0] == 0 and table[-1] == self.vectors
+        for start in range(0, self.documents, CHECKED):
+            fits = fits and bool((np.diff(table[start : start + CHECKED + 1]) >= 0).all())
+        if not fits:
+            raise damaged(self.path / "offsets.npy", "it does not fit the rows")
+        return table
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -85,41 +84,16 @@ class Segment:
 
     def array(self, name: str) -> np.ndarray:
         """All rows of an array, mapped for access in any order."""
-        if name not in self._arrays:
-            self._arrays[name] = self._mapped(name)
-        return self._arrays[name]
-
-    @cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def _mapped(self, name: str) -> np.ndarray:
-        facts = self.facts["arrays"][name]
-        shape = (facts["rows"], *facts["shape"])
-        if facts["rows"] == 0 or 0 in facts["shape"]:
-            return np.empty(shape, facts["dtype"])
-        try:
-            whole = np.memmap(self.path / f"{name}.bin", dtype=facts["dtype"], mode="r", shape=shape)
-        except (OSError, ValueError) as error:
-            raise damaged(self.path / f"{name}.bin", error) from None
-        with contextlib.suppress(AttributeError, OSError):  # not on every system; only a hint
-            whole._mmap.madvise(mmap.MADV_RANDOM)
-        return np.asarray(whole)
+        return self._rows(name, self.file(f"{name}.bin").bytes)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop - 1 as a copy in memory, read without mapping: what passes through leaves no trace."""
+        width = row_bytes(self.facts["arrays"][name])
+        return self._rows(name, self.file(f"{name}.bin").read(start * width, stop * width))
+
+    def _rows(self, name: str, content: np.ndarray) -> np.ndarray:
         facts = self.facts["arrays"][name]
-        width = int(np.prod(facts["shape"], dtype=int))
-        try:
-            flat = np.fromfile(
-                self.path / f"{name}.bin",
-                dtype=facts["dtype"],
-                count=(stop - start) * width,
-                offset=start * width * np.dtype(facts["dtype"]).itemsize,
-            )
-            return flat.reshape(stop - start, *facts["shape"])
-        except (OSError, ValueError) as error:
-            raise damaged(self.path / f"{name}.bin", error) from None
+        return content.view(facts["dtype"]).reshape(-1, *facts["shape"])
 
     def blocks(self, max_rows: int) -> Iterator[tuple[int, int]]:
         """Runs first .. last - 1 of documents of at most ``max_rows`` rows together (at least one document each)."""
@@ -134,19 +108,21 @@ class Segment:
         return self.some_ids(np.array([position]))[0]
 
     def some_ids(self, positions: np.ndarray) -> list[str]:
-        starts, stops, blob = (
-            self._id_offsets[positions].tolist(),
-            self._id_offsets[positions + 1].tolist(),
-            self._id_blob,
-        )
-        return [str(blob[a:b], "utf-8") for a, b in zip(starts, stops)]
+        try:
+            starts, stops = self._id_offsets[positions].tolist(), self._id_offsets[positions + 1].tolist()
+            return [str(self._id_blob[a:b], "utf-8") for a, b in zip(starts, stops)]
+        except (IndexError, UnicodeDecodeError) as error:
+            raise damaged(self.path / "ids.offsets.npy", error) from None
 
     def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
         stop = self.documents if stop is None else stop
         offsets = np.asarray(self._id_offsets[start : stop + 1])
-        blob = self._id_bytes[offsets[0] : offsets[-1]].tobytes()
+        blob = bytes(self._id_blob[offsets[0] : offsets[-1]])
         edges = (offsets - offsets[0]).tolist()
-        return [blob[a:b].decode() for a, b in pairwise(edges)]
+        try:
+            return [blob[a:b].decode() for a, b in pairwise(edges)]
+        except UnicodeDecodeError as error:
+            raise damaged(self.path / "ids.bin", error) from None
 
     def find(self, ids: Sequence[str]) -> np.ndarray:
         """[n] int64: the position of each id, -1 where it is not here. A few pages are touched per id."""
@@ -154,50 +130,41 @@ class Segment:
         if not self.documents:
             return found
         wanted = hashes(ids)
-        first = np.searchsorted(self._hashes, wanted, "left")
-        last = np.searchsorted(self._hashes, wanted, "right")
+        hashed = self.file("ids.hash.npy").table("uint64", self.documents)
+        order = self.file("ids.order.npy").table("int64", self.documents)
+        first = np.searchsorted(hashed, wanted, "left")
+        last = np.searchsorted(hashed, wanted, "right")
         for i in np.flatnonzero(last > first).tolist():
             for at in range(first[i], last[i]):  # more than one only when two ids share a hash
-                if self.id(self._order[at]) == ids[i]:
-                    found[i] = self._order[at]
+                if not 0 <= order[at] < self.documents:
+                    raise damaged(self.path / "ids.order.npy", f"it names document {order[at]}")
+                if self.id(order[at]) == ids[i]:
+                    found[i] = order[at]
         return found
 
     @cached_property
     def _id_offsets(self) -> np.ndarray:
-        return self._saved("ids.offsets.npy", self.documents + 1)
-
-    @cached_property
-    def _id_bytes(self) -> np.ndarray:
-        size = self.facts["files"]["ids.bin"]["bytes"]
-        try:
-            return np.asarray(np.memmap(self.path / "ids.bin", np.uint8, "r", shape=(size,)))
-        except (OSError, ValueError) as error:
-            raise damaged(self.path / "ids.bin", error) from None
+        return self.file("ids.offsets.npy").table("int64", self.documents + 1)
 
     @cached_property
     def _id_blob(self) -> memoryview:
-        return memoryview(self._id_bytes)  # slices of it are five times as fast as numpy's
-
-    @cached_property
-    def _hashes(self) -> np.ndarray:
-        return self._saved("ids.hash.npy", self.documents)
-
-    @cached_property
-    def _order(self) -> np.ndarray:
-        return self._saved("ids.order.npy", self.documents)
-
-    def _saved(self, name: str, length: int) -> np.ndarray:
-        array = load_array(self.path / name, mapped=True)
-        if len(array) != length:
-            raise damaged(self.path / name, f"it has {len(array)} entries, not {length}")
-        return array
+        return memoryview(self.file("ids.bin").bytes)  # slices of it are five times as fast as numpy's
 
     def verify(self) -> list[str]:
         """Re-read every file; one sentence per missing, truncated or changed one."""
-        problems = []
+        problems = check_file(self.path / FACTS, {"bytes": self.facts_bytes, "sha256": self.facts_sha256})
         for name, facts in self.facts["files"].items():
             problems += check_file(self.path / name, facts)
         return problems
+
+
+def row_bytes(facts: Mapping[str, Any]) -> int:
+    """facts: {"dtype", "shape"} of an array."""
+    return math.prod(facts["shape"]) * np.dtype(facts["dtype"]).itemsize
+
+
+def read_facts(path: Path, sha256: str | None) -> tuple[dict[str, Any], str]:
+    """A segment.json that can be worked with, and its digest."""
 
 
 def check_file(path: Path, facts: Mapping[str, Any]) -> list[str]:
