@@ -94,7 +94,7 @@ def read_json(path: str | Path, what: str = "file") -> Any:
             return json.load(handle)
     except FileNotFoundError:
         raise UserError(f"{what} '{path}' does not exist; check the path.") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise UserError(f"{what} '{path}' is not valid JSON ({error}); write it again.") from None
 
 

@@ -26,7 +26,8 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
     """
     path = Path(path)
     manifest = path / "manifest.json"
-    name = read_json(manifest, "index manifest").get("format") if manifest.is_file() else "exact"
+    facts = read_json(manifest, "index manifest") if manifest.is_file() else {"format": "exact"}
+    name, built_by = facts.get("format"), facts.get("encoder") or {}
     if not manifest.is_file() and path.is_dir() and not (path / "spec.json").is_file():
         from index.colbert_ai import ColbertAIIndex, is_colbert_ai
 
@@ -41,5 +42,10 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
         raise UserError(
             f"'{path}' holds an index of format {name!r}, which this version does not know; build it again."
         )
+    if encoder is not None and built_by.get("written_by") == "colbert-ai":  # see ``index.convert``
+        from index.colbert_ai import cannot_compare
+
+        cannot_compare(path, built_by.get("checkpoint"))
+        encoder = None
     # Without a manifest the exact index says what is wrong: the folder is absent, or its build did not end.
     return importlib.import_module(f"index.{name}").Index.open(path, encoder=encoder, device=device)

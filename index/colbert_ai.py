@@ -56,11 +56,7 @@ class ColbertAIIndex:
         """device is ignored. encoder cannot be compared: colbert-ai notes no digest of its weights."""
         index = cls(path)
         if encoder is not None:
-            print(
-                f"note: the index '{path}' was written by colbert-ai with {index.config.get('checkpoint')!r}; whether "
-                "that is the present checkpoint cannot be checked",
-                file=sys.stderr,
-            )
+            cannot_compare(path, index.config.get("checkpoint"))
         return index
 
     def load(self, name: str) -> Any:
@@ -288,6 +284,15 @@ class ColbertAIIndex:
             "nbits": self.codec.nbits,
             "centroids": len(self.codec.centroids),
         }
+
+
+def cannot_compare(path: str | Path, checkpoint: str | None) -> None:
+    """The note in place of a comparison of encoders."""
+    print(
+        f"note: the index '{path}' was written by colbert-ai with the checkpoint {checkpoint!r}; whether that is the "
+        "present one cannot be checked",
+        file=sys.stderr,
+    )
 
 
 def damaged(file: Path, why: object) -> UserError:

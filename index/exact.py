@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.files import write_json
 from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
@@ -20,7 +19,17 @@ from index import threads
 from index.common import NO_VECTORS, Allowed, check_k, check_queries, compiled, float_keys, top_keys
 from index.packed import packed_scores
 from index.segment import SegmentWriter, file_facts
-from index.stored import MANIFEST, SPEC, VERSION, StoredIndex, begin, check_positive, entry, exclusive, finished
+from index.stored import (
+    SPEC,
+    VERSION,
+    StoredIndex,
+    begin,
+    check_positive,
+    entry,
+    exclusive,
+    finished,
+    write_manifest,
+)
 from index.stream import blocks
 
 FIRST = "seg-00000"
@@ -68,8 +77,8 @@ class Index(StoredIndex):
                 for block in blocks(progress(stream, "exact index", total, unit="doc"), writer, dim, dtype):
                     writer.append(block.ids, block.lengths, {"vectors": block.vectors})
                 segment = writer.finish()
-            write_json(
-                path / MANIFEST,
+            write_manifest(
+                path,
                 {
                     "format": cls.FORMAT,
                     "version": VERSION,

@@ -15,7 +15,7 @@ import numpy as np
 
 from core.files import atomic_file
 from index.common import compiled
-from index.segment import Segment, SegmentWriter, damaged, load_array, save_array
+from index.segment import Segment, SegmentWriter, damaged, save_array
 
 POSITIONS, STARTS = "ivf.positions.bin", "ivf.starts.npy"
 WALK_ROWS = 1 << 20
@@ -33,17 +33,11 @@ class InvertedLists:
     @staticmethod
     def read(segment: Segment, n_centroids: int) -> InvertedLists:
         """Mapped positions; the starts are held and checked."""
-        starts = load_array(segment.path / STARTS)
-        file = segment.path / POSITIONS
-        entries = segment.facts["files"][POSITIONS]["bytes"] // 4
-        if len(starts) != n_centroids + 1 or starts[0] != 0 or starts[-1] != entries or (np.diff(starts) < 0).any():
+        starts = np.array(segment.file(STARTS).table("int64", n_centroids + 1))
+        content = segment.file(POSITIONS).bytes
+        if starts[0] != 0 or starts[-1] * 4 != len(content) or (np.diff(starts) < 0).any():
             raise damaged(segment.path / STARTS, "it does not fit the lists")
-        if not entries:
-            return InvertedLists(np.empty(0, np.int32), starts)
-        try:
-            return InvertedLists(np.asarray(np.memmap(file, np.int32, "r", shape=(entries,))), starts)
-        except (OSError, ValueError) as error:
-            raise damaged(file, error) from None
+        return InvertedLists(content.view(np.int32), starts)
 
     def documents(self, cells: np.ndarray) -> np.ndarray:
         """The positions in the lists of ``cells``, one list after another (a document may stand in several)."""

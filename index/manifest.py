@@ -1,4 +1,4 @@
-"""The folder of an index: one writer at a time, a build's ``spec.json``, and ``manifest.json``, which says what counts."""
+"""The folder of an index: one writer at a time, a build's ``spec.json``, and the manifest, which says what counts."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from core.errors import UserError
+from core.files import read_json
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index import plaid_build
@@ -32,7 +33,8 @@ class Effort:
 
     n_probe: lists opened per query row. threshold: lists whose centroid is less similar to the row than this stay
     closed. When the opened lists hold fewer than n_candidates documents, n_probe doubles and the threshold falls until
-    they do, so every search gives min(k, allowed) results. n_candidates: documents that are decompressed and scored.
+    they do, so every search gives min(k, allowed) results. n_candidates: documents that are decompressed and scored;
+    four times as many, chosen by their centroids alone, are scored in integers to find them.
     """
 
     n_probe: int
@@ -40,7 +42,7 @@ class Effort:
     n_candidates: int
 
 
-EFFORTS = {"fast": Effort(4, None, 256), "balanced": Effort(8, None, 1024)}
+EFFORTS = {"fast": Effort(4, None, 128), "balanced": Effort(8, None, 512)}
 """Two more names: "exhaustive" decompresses and scores every document; "colbert" ranks as colbert-ai does."""
 
 
@@ -107,9 +109,14 @@ class Index(StoredIndex):
         for name in ("_searcher", "_filled"):
             self.__dict__.pop(name, None)
 
+    def _hold(self) -> None:
+        super()._hold()
+        _ = self.codec
+
     @cached_property
     def codec(self) -> Codec:
         """Centroids and buckets, on CPU."""
+        self._intact(plaid_build.CENTROIDS, plaid_build.CODEBOOK)
         return plaid_build.read_codec(self.path)
 
     @cached_property
@@ -212,6 +219,17 @@ class Index(StoredIndex):
 
     def _complete(self, writer: SegmentWriter) -> Segment:
         return plaid_build.complete(writer, self.codec)
+
+    def _built_distance(self) -> float | None:
+        return read_json(self.path / plaid_build.CODEBOOK, "index codebook").get("distance")
+
+    def _distance(self, vectors: np.ndarray, rows: dict[str, np.ndarray]) -> float:
+        total = 0.0
+        for start in range(0, len(vectors), plaid_build.ENCODE_ROWS):
+            part = slice(start, start + plaid_build.ENCODE_ROWS)
+            centroids = self.codec.centroids[torch.from_numpy(rows["codes"][part].astype(np.int64))]
+            total += float((torch.from_numpy(vectors[part]).float() - centroids).square().sum(dtype=torch.float64))
+        return total
 
     def vectors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every (id, [n, dim] float32), decompressed."""

@@ -24,8 +24,19 @@ from index import ivf, threads
 from index.codec import NBITS, Codec, fit_buckets
 from index.common import compiled
 from index.kmeans import Assigner, centroids_for, kmeans
-from index.segment import FACTS, JOURNAL, Segment, SegmentWriter, file_facts, load_array, save_array
-from index.stored import MANIFEST, SPEC, VERSION, begin, check_positive, entry, exclusive, finished, read_manifest
+from index.segment import FACTS, JOURNAL, Segment, SegmentWriter, damaged, file_facts, load_array, save_array
+from index.stored import (
+    MANIFEST,
+    SPEC,
+    VERSION,
+    begin,
+    check_positive,
+    entry,
+    exclusive,
+    finished,
+    read_manifest,
+    write_manifest,
+)
 from index.stream import blocks
 
 CODEBOOK, CENTROIDS, SPOOL, FIRST = "codebook.json", "centroids.npy", "spool", "seg-00000"
@@ -202,8 +213,8 @@ def _sample(spool: Segment, size: int, seed: int) -> tuple[np.ndarray, bool]:
 
 def _finish(path: Path, dim: int, encoder: dict, options: dict, segment: Segment) -> None:
     codec = read_codec(path)
-    write_json(
-        path / MANIFEST,
+    write_manifest(
+        path,
         {
             "format": FORMAT,
             "version": VERSION,
@@ -227,8 +238,20 @@ def _finish(path: Path, dim: int, encoder: dict, options: dict, segment: Segment
 def read_codec(path: Path) -> Codec:
     """The codec of an index folder, float32 on CPU."""
     facts = read_json(path / CODEBOOK, "index codebook")
-    centroids = torch.from_numpy(load_array(path / CENTROIDS)).float()
-    return Codec(centroids, torch.tensor(facts["cutoffs"]), torch.tensor(facts["weights"]), facts["unit"])
+    centroids = load_array(path / CENTROIDS)
+    if centroids.ndim != 2 or not centroids.size or not np.isfinite(centroids).all():
+        raise damaged(path / CENTROIDS, "it holds no centroids")
+    try:
+        cutoffs, weights = (torch.tensor(facts[name], dtype=torch.float32) for name in ("cutoffs", "weights"))
+        if (
+            weights.ndim != 1
+            or cutoffs.shape != (len(weights) - 1,)
+            or not torch.cat([cutoffs, weights]).isfinite().all()
+        ):
+            raise ValueError("cutoffs and weights do not fit")
+        return Codec(torch.from_numpy(centroids).float(), cutoffs, weights, bool(facts["unit"]))
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path / CODEBOOK, error) from None
 
 
 __all__ = ["FACTS", "Coder", "arrays", "build", "committed", "complete", "read_codec"]

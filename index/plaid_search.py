@@ -23,8 +23,8 @@ QUERY_ROWS = 4096
 SCAN_ROWS = 1 << 14
 """Vectors of one piece of such a pass."""
 
-SHORTLIST = 2
-"""Documents that are scored in integers, as a multiple of those that are decompressed."""
+SHORTLIST = 4
+"""Documents that are scored in integers, as a multiple of those that are decompressed (PLAID's ndocs and ndocs / 4)."""
 
 WAVE = 64
 """Pieces whose results are held before they are merged."""

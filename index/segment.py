@@ -12,10 +12,9 @@ back to the last such line and goes on, so that the finished bytes are those of 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import mmap
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -25,17 +24,19 @@ from typing import IO, Any
 
 import numpy as np
 
-from core.errors import UserError
-from core.files import atomic_file, read_json, sha256, write_json
+from core.files import atomic_file, sha256, write_json
+from index.mapped import HeldFile, damaged, load_array, save_array
 
 FACTS = "segment.json"
 JOURNAL = "journal.jsonl"
 GROWING = ("ids.bin", "ids.lengths.bin", "lengths.bin")
+TABLES = ("ids.bin", "ids.offsets.npy", "ids.hash.npy", "ids.order.npy", "offsets.npy")
+CHECKED = 1 << 20
 
 
 def hashes(ids: Sequence[str]) -> np.ndarray:
     """[n] uint64 of ids (BLAKE2b)."""
-    digests = b"".join(hashlib.blake2b(i.encode(), digest_size=8).digest() for i in ids)
+    digests = b"".join(hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids)
     return np.frombuffer(digests, dtype="<u8")
 
 
@@ -46,8 +47,9 @@ class Segment:
     """
 
     def __init__(self, path: Path, sha256: str | None = None) -> None:
-        self.path, self._files = path, {}
-        self.facts: dict[str, Any] = read_facts(path / FACTS, sha256)
+        self.path = path
+        self._files: dict[str, HeldFile] = {}
+        self.facts, self.facts_bytes, self.facts_sha256 = read_facts(path / FACTS, sha256)
         self.documents, self.vectors = self.facts["documents"], self.facts["vectors"]
 
     def __len__(self) -> int:
@@ -163,8 +165,28 @@ def row_bytes(facts: Mapping[str, Any]) -> int:
     return math.prod(facts["shape"]) * np.dtype(facts["dtype"]).itemsize
 
 
-def read_facts(path: Path, sha256: str | None) -> tuple[dict[str, Any], str]:
-    """A segment.json that can be worked with, and its digest."""
+def read_facts(path: Path, sha256: str | None) -> tuple[dict[str, Any], int, str]:
+    """A segment.json that can be worked with, its size and its digest, which must be ``sha256`` if that is given."""
+    try:
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if sha256 not in (None, digest):
+            raise ValueError("it has changed since it was written")
+        facts = json.loads(content)
+        numbers = [facts["documents"], facts["vectors"], facts["documents_without_vectors"]]
+        numbers += [one["bytes"] for one in facts["files"].values()]
+        for name, array in facts["arrays"].items():
+            numbers += [1 / n and n for n in array["shape"]]
+            size = facts["files"][f"{name}.bin"]["bytes"]
+            if array["rows"] != facts["vectors"] or size != array["rows"] * row_bytes(array):
+                raise ValueError(f"the size of {name} is not that of its rows")
+        if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(facts["kind"], str):
+            raise ValueError("a count is not one")
+        if any(name not in facts["files"] or "/" in name for name in (*TABLES, *facts["files"])):
+            raise ValueError("it does not name the files of a segment")
+        return facts, len(content), digest
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise damaged(path, error) from None
 
 
 def check_file(path: Path, facts: Mapping[str, Any]) -> list[str]:
@@ -204,7 +226,7 @@ class SegmentWriter:
         self.arrays = {name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in arrays.items()}
         path.mkdir(parents=True, exist_ok=True)
         for file in path.glob(".*.tmp"):
-            file.unlink()
+            file.unlink(missing_ok=True)
         self._names = [*GROWING, *(f"{name}.bin" for name in arrays)]
         self._header = {"arrays": self.arrays, "kind": kind}
         self._journal: list[dict] = self._begin()
@@ -213,18 +235,30 @@ class SegmentWriter:
         self._cut()
 
     @staticmethod
-    def committed(path: Path) -> int:
-        """Documents that are safely in an unfinished folder."""
-        return sum(line["documents"] for line in _journal(path)[1:])
+    def committed(path: Path, kind: str = "build") -> int:
+        """Documents that are safely in an unfinished folder of this kind."""
+        header, *lines = _journal(path) or [None]
+        ours = isinstance(header, dict) and header.get("kind") == kind
+        return sum(line["documents"] for line in lines) if ours else 0
 
     def _begin(self) -> list[dict]:
         """The blocks of a folder that was begun in the same way; of another one, nothing is kept."""
         lines = _journal(self.path)
         if lines and lines[0] == self._header:
-            return lines[1:]
+            here = {name: self._size(name) for name in self._names}
+            whole = []
+            for line in lines[1:]:
+                here = {name: size - line["files"].get(name, [math.inf])[0] for name, size in here.items()}
+                if min(here.values()) < 0:  # a file has lost what was in it
+                    break
+                whole.append(line)
+            return whole
         with atomic_file(self.path / JOURNAL, "w") as handle:
             handle.write(json.dumps(self._header) + "\n")
         return []
+
+    def _size(self, name: str) -> int:
+        return (self.path / name).stat().st_size if (self.path / name).is_file() else 0
 
     def _cut(self) -> None:
         """Cut every file, the journal too, back to its last whole block."""
@@ -304,19 +338,22 @@ class SegmentWriter:
             },
         )
         for name in ("ids.lengths.bin", "lengths.bin", JOURNAL):
-            (self.path / name).unlink()
+            (self.path / name).unlink(missing_ok=True)
         return Segment(self.path)
 
 
 def _journal(path: Path) -> list[dict]:
-    """The whole lines of a journal; the last one may be torn."""
+    """The whole lines of a journal, header first; the last one may be torn."""
     lines: list[dict] = []
     if (path / JOURNAL).is_file():
-        for line in (path / JOURNAL).read_bytes().split(b"\n")[:-1]:
+        for text in (path / JOURNAL).read_bytes().split(b"\n")[:-1]:
             try:
-                lines.append(json.loads(line))
-            except ValueError:
+                line = json.loads(text)
+                if lines:
+                    _ = line["documents"] + line["rows"] + sum(n for n, _ in line["files"].values())
+            except (ValueError, TypeError, LookupError, AttributeError):
                 break
+            lines.append(line)
     return lines
 
 
@@ -329,3 +366,6 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 def _sync(handle: IO[bytes]) -> None:
     handle.flush()
     os.fsync(handle.fileno())
+
+
+__all__ = ["FACTS", "JOURNAL", "Segment", "SegmentWriter", "damaged", "load_array", "save_array"]

@@ -10,10 +10,10 @@ A document's position is its place among all documents of all segments in order,
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,101 +21,32 @@ import numpy as np
 import torch
 
 from core.errors import UserError
-from core.files import read_json, write_json
+from core.files import read_json, replace_folder, write_json
 from core.progress import progress
 from core.protocols import Ranking
 from index.common import Allowed, allowed_positions, check_encoder, key_positions, key_scores
-from index.segment import FACTS, JOURNAL, Segment, SegmentWriter, check_file, file_facts, load_array, save_array
-from index.stream import Block, DifferentStream, blocks
+from index.manifest import (
+    MANIFEST,
+    SPEC,
+    VERSION,
+    begin,
+    check_positive,
+    entry,
+    exclusive,
+    finished,
+    read_manifest,
+    remove_halves,
+    write_manifest,
+)
+from index.segment import FACTS, Segment, SegmentWriter, check_file, damaged, file_facts, load_array, save_array
+from index.stream import DifferentStream, blocks
 
-MANIFEST = "manifest.json"
-SPEC = "spec.json"
-VERSION = 2
 COPY_ROWS = 1 << 16
+REBUILDING = "rebuilding.json"
+"""In the folder beside that ``rebuild`` fills: which manifest it is of."""
 
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """One writer at a time: UserError when another process (or object) is writing the index."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows
-        yield
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"another process is writing the index '{path}'; wait until it has ended, or stop it."
-            ) from None
-        yield
-    except OSError as error:
-        if error.errno in (28, 122):  # no space left, quota exceeded
-            raise UserError(
-                f"the disk of '{path}' is full ({error.strerror}); free space and run the same command, it goes on."
-            ) from None
-        raise
-    finally:
-        os.close(handle)
-
-
-def begin(path: Path, spec: dict) -> None:
-    """Start or go on with a build: refuse a complete index and an unfinished one with other options."""
-    if (path / MANIFEST).is_file():
-        documents = read_json(path / MANIFEST, "index manifest").get("documents")
-        raise UserError(
-            f"'{path}' already holds a complete index of {documents} documents; "
-            "open it, or delete the folder to build it anew."
-        )
-    for file in path.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
-    spec = json.loads(json.dumps({"version": VERSION, **spec}))
-    if not (path / SPEC).is_file():
-        if any(path.iterdir()):
-            raise UserError(f"the folder '{path}' is not empty and holds no index; give a new folder.")
-        write_json(path / SPEC, spec)
-    found = read_json(path / SPEC, "index spec")
-    differing = [key for key in sorted({*spec, *found}) if found.get(key) != spec.get(key)]
-    if differing:
-        lines = "; ".join(f"{key}: unfinished {found.get(key)!r}, now {spec.get(key)!r}" for key in differing)
-        raise UserError(
-            f"the unfinished index '{path}' was begun otherwise ({lines}); use the same options, or delete the folder."
-        )
-
-
-def read_manifest(path: Path, format_: str) -> dict:
-    """The manifest of a complete index of this format, otherwise one sentence."""
-    if not path.is_dir():
-        raise UserError(f"there is no index at '{path}'; build it first.")
-    if not (path / MANIFEST).is_file():
-        raise UserError(
-            f"the index '{path}' is incomplete (it has no {MANIFEST}); run the same command again, it goes on."
-        )
-    manifest = read_json(path / MANIFEST, "index manifest")
-    if manifest.get("format") != format_:
-        found = manifest.get("format")
-        raise UserError(f"'{path}' holds an index of format {found!r}, not {format_!r}; open it as that.")
-    if manifest.get("version") != VERSION:
-        raise UserError(f"'{path}' was written by an earlier version of this project; build the index again.")
-    return manifest
-
-
-def finished(path: Path) -> Segment | None:
-    """The segment, when its last file is there; what a kill between that and the tidying left is removed."""
-    if not (path / FACTS).is_file():
-        return None
-    for name in ("ids.lengths.bin", "lengths.bin", JOURNAL):
-        (path / name).unlink(missing_ok=True)
-    return Segment(path)
-
-
-def check_positive(**options: int) -> None:
-    for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value!r} is not a positive integer; give 1 or more.")
+DRIFT = 1.25
+"""Added vectors may lie this much farther from their centroids (squared) than those of the build did."""
 
 
 class StoredIndex:
@@ -130,12 +61,41 @@ class StoredIndex:
 
     def _take(self, manifest: dict) -> None:
         """Make ``manifest`` the one this object shows."""
-        segments = [Segment(self.path / s["name"]) for s in manifest["segments"]]
-        deleted = manifest["deleted"]
-        self.manifest, self.segments = manifest, segments
+        before = self.__dict__.get("manifest")
+        held = {(s.path.name, s.facts_sha256): s for s in self.segments} if before else {}
+        self.segments = [
+            held.get((s["name"], s["sha256"])) or Segment(self.path / s["name"], s["sha256"])
+            for s in manifest["segments"]
+        ]
+        self.manifest = manifest
         self.dim: int = manifest["dim"]
-        self.bases = np.cumsum([0, *(len(s) for s in segments)])
-        self._deleted = load_array(self.path / deleted) if deleted else np.empty(0, np.int64)
+        self.bases = np.cumsum([0, *(len(s) for s in self.segments)])
+        self.__dict__.pop("_deleted", None)
+        if before and own_files(before) != own_files(manifest):  # rebuilt: nothing that was read is of this one
+            for kind in type(self).__mro__:
+                for name in [n for n, v in vars(kind).items() if isinstance(v, cached_property)]:
+                    self.__dict__.pop(name, None)
+
+    def _hold(self) -> None:
+        """Open every file that a search reads, so that a compaction that removes it does not disturb this object."""
+        _ = self._deleted
+        for segment in self.segments:
+            segment.map()
+
+    @cached_property
+    def _deleted(self) -> np.ndarray:
+        """Positions of deleted documents, ascending."""
+        name = self.manifest["deleted"]
+        if not name:
+            return np.empty(0, np.int64)
+        self._intact(name)
+        return load_array(self.path / name)
+
+    def _intact(self, *names: str) -> None:
+        """UserError when a file of the whole index is not the one that the manifest names."""
+        for name in names:
+            if problems := check_file(self.path / name, self.manifest["files"][name]):
+                raise damaged(self.path / name, problems[0])
 
     @classmethod
     def open(cls, path: str | Path, encoder: dict | None = None, device: str = "cpu") -> Any:
@@ -147,12 +107,11 @@ class StoredIndex:
         for _ in range(10):
             try:
                 index = cls(path, manifest, device)
-                for segment in index.segments:
-                    segment.map()
+                index._hold()
                 return index
             except UserError:  # a compaction may have removed what this manifest names
                 newer = read_manifest(path, cls.FORMAT)
-                if newer["generation"] == manifest["generation"]:
+                if newer == manifest:
                     return cls(path, manifest, device)  # damaged: ``verify`` and ``search`` say what
                 manifest = newer
         raise UserError(f"the index '{path}' is changing faster than it can be opened; try again.")
@@ -211,41 +170,96 @@ class StoredIndex:
         """Finish a segment, with whatever stands beside the arrays."""
         return writer.finish()
 
+    def _built_distance(self) -> float | None:
+        """Mean squared distance of vectors of the build to what stands for them; None where nothing can drift."""
+        return None
+
+    def _distance(self, vectors: np.ndarray, rows: dict[str, np.ndarray]) -> float:
+        """Sum of the same distances for ``vectors`` and what ``_encode`` made of them."""
+        raise NotImplementedError
+
     # -- change ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Alone with the newest manifest, and without what a killed change left, save the segment of an add."""
+        if not self.path.is_dir():
+            read_manifest(self.path, self.FORMAT)  # back from aside, or an error
+        with exclusive(self.path):
+            self._take(read_manifest(self.path, self.FORMAT))
+            remove_halves(self.path)
+            named, place = {s["name"] for s in self.manifest["segments"]}, self._place()
+            for folder in self.path.glob("seg-*"):
+                if folder.name not in named and folder != place:
+                    shutil.rmtree(folder)
+            for file in self.path.glob("deleted-*.npy"):
+                if file.name != self.manifest["deleted"]:
+                    file.unlink()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(UserError):  # a damaged index says so when it is searched
+                    self._hold()
 
     def add(self, stream: Iterable[tuple[str, np.ndarray | None]], total: int | None = None) -> dict:
         """Add documents behind those that are there; they can be found when this returns -> what was added.
 
         An id that is in the index is an error (delete it first). A killed add leaves the index as it was; the same
         add goes on where it was killed (``adding`` documents of the stream are done and may come without vectors),
-        another one begins anew.
+        another one is an error until ``discard_add``.
+
+        The report has documents and vectors, and of a compressed index ``distance``: how far the vectors that this
+        call encoded lie from their centroids (mean square), ``built_distance``: how far those of the build did,
+        ``drift``: the ratio, and ``advice``: a sentence, also given as a warning, when that is more than DRIFT.
         """
-        with exclusive(self.path):
-            self._take(read_manifest(self.path, self.FORMAT))
-            place = self._next()
+        seen = [0, 0.0]
+        with self._changing():
+            place = self._place()
             segment = finished(place)
             if segment is not None and segment.facts["kind"] != "add":
                 shutil.rmtree(place)
                 segment = None
             if segment is None:
-                segment = self._write_added(place, progress(stream, "add", total, unit="doc"))
+                segment = self._write_added(place, progress(stream, "add", total, unit="doc"), seen)
             elif [id_ for id_, _ in stream] != segment.ids():
                 raise UserError(self._begun_otherwise(len(segment)))
             self._commit([*self.manifest["segments"], entry(segment)], self._deleted)
-        return {"documents": len(segment), "vectors": segment.vectors}
+        report = {"documents": len(segment), "vectors": segment.vectors, **self._drift(*seen)}
+        if report["advice"]:
+            warnings.warn(report["advice"], stacklevel=2)
+        return report
 
-    def _write_added(self, place: Path, stream: Iterable[tuple[str, np.ndarray | None]]) -> Segment:
-        writer = SegmentWriter(place, self._arrays(), "add")
+    def _write_added(self, place: Path, stream: Iterable[tuple[str, np.ndarray | None]], seen: list) -> Segment:
+        writer, measured = SegmentWriter(place, self._arrays(), "add"), self._built_distance() is not None
 
         def taken(ids: Sequence[str]) -> np.ndarray:
             return self.find(ids) >= 0
 
         try:
             for block in blocks(stream, writer, self.dim, self._dtype(), taken):
-                writer.append(block.ids, block.lengths, self._encode(block.vectors))
+                rows = self._encode(block.vectors)
+                writer.append(block.ids, block.lengths, rows)
+                if measured:
+                    seen[:] = seen[0] + len(block.vectors), seen[1] + self._distance(block.vectors, rows)
         except DifferentStream:
             raise UserError(self._begun_otherwise(writer.documents)) from None
+        except Exception:
+            if not writer.documents:  # nothing to go on with
+                shutil.rmtree(place)
+            raise
         return self._complete(writer)
+
+    def _drift(self, count: int, distance: float) -> dict[str, Any]:
+        built = self._built_distance()
+        mean = distance / count if count and built is not None else None
+        drift = mean / built if mean is not None and built else None
+        advice = None
+        if drift is not None and drift > DRIFT:
+            advice = (
+                f"the {count} vectors added to '{self.path}' lie {drift:.2f} times as far from their centroids as "
+                "those of the build, so they are stored less exactly; rebuild(keep_codec=False) fits new centroids."
+            )
+        return {"distance": mean, "built_distance": built, "drift": drift, "advice": advice}
 
     def _begun_otherwise(self, documents: int) -> str:
         return (
@@ -255,7 +269,7 @@ class StoredIndex:
 
     def discard_add(self) -> None:
         """Forget what a killed add left; the index does not change."""
-        with exclusive(self.path):
+        with self._changing():
             shutil.rmtree(self._place(), ignore_errors=True)
 
     def _dtype(self) -> str:
@@ -264,46 +278,102 @@ class StoredIndex:
 
     def adding(self) -> int:
         """Documents of a killed add that need not be encoded again."""
-        segment = finished(self._place())
-        return SegmentWriter.committed(self._place()) if segment is None else len(segment)
+        place = self._place(read_manifest(self.path, self.FORMAT))
+        if not (place / FACTS).is_file():
+            return SegmentWriter.committed(place, "add")
+        segment = Segment(place)
+        return len(segment) if segment.facts["kind"] == "add" else 0
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete documents: they are not found any more; ``compact`` gives their space back -> how many."""
-        wanted = list(dict.fromkeys(ids))
         if isinstance(ids, str):
             raise UserError(f"delete wants several ids, got the string {ids!r}; write [{ids!r}].")
-        with exclusive(self.path):
-            self._take(read_manifest(self.path, self.FORMAT))
+        wanted = list(dict.fromkeys(ids))
+        for id_ in wanted:
+            if not isinstance(id_, str):
+                raise UserError(f"delete got the id {id_!r} of type {type(id_).__name__}; write str(id).")
+        with self._changing():
             positions = self.find(wanted)
             if (positions < 0).any():
                 missing = wanted[int(np.argmin(positions))]
                 raise UserError(
                     f"id {missing!r} is not in the index ({len(self)} documents); nothing was deleted, take it out."
                 )
-            self._commit(self.manifest["segments"], np.union1d(self._deleted, positions).astype(np.int64))
+            if wanted:
+                self._commit(self.manifest["segments"], np.union1d(self._deleted, positions).astype(np.int64))
         return len(wanted)
 
     def compact(self) -> None:
         """Write one segment of the documents that are not deleted, and remove the old ones; ids and order stay.
 
-        Costs a copy of the index on disk while it lasts. A killed compaction leaves the index as it was.
+        Costs a copy of the index on disk while it lasts. A killed compaction leaves the index as it was; what a
+        killed add left is forgotten.
         """
-        with exclusive(self.path):
-            self._take(read_manifest(self.path, self.FORMAT))
-            if len(self.segments) == 1 and not len(self._deleted):
+        with self._changing():
+            if len(self.segments) <= 1 and not len(self._deleted):
                 return
-            place = self._next()
+            place = self._place()
             shutil.rmtree(place, ignore_errors=True)  # half a copy, or a killed add
             entries = []
             if len(self):
-                writer = SegmentWriter(place, self._arrays(), "compact")
-                for ids, lengths, rows in progress(self._live_blocks(), "compact", None, unit="block"):
-                    writer.append(ids, lengths, rows)
-                entries = [entry(self._complete(writer))]
+                try:
+                    writer = SegmentWriter(place, self._arrays(), "compact")
+                    for ids, lengths, rows in progress(self._live_blocks(), "compact", None, unit="block"):
+                        writer.append(ids, lengths, rows)
+                    entries = [entry(self._complete(writer))]
+                except Exception:  # a full disk, say: give the space back
+                    shutil.rmtree(place, ignore_errors=True)
+                    raise
             old = [s.path for s in self.segments]
             self._commit(entries, np.empty(0, np.int64))
             for folder in old:
                 shutil.rmtree(folder)
+
+    def rebuild(self, keep_codec: bool = True) -> None:
+        """``compact``; with keep_codec=False a compressed index also gets centroids and buckets that fit what it holds.
+
+        The new codec is fitted to the vectors as they are stored (the originals are not kept), in ``<path>.new``,
+        which then takes the place of the index; the options are those of its build. A killed rebuild leaves the index
+        as it was and goes on when it is called again.
+        """
+        options = self.manifest.get("options")
+        if keep_codec or options is None:
+            return self.compact()
+        with self._changing():
+            place = self.path.with_name(self.path.name + ".new")
+            self._claim(place)
+            if not (place / MANIFEST).is_file():
+                type(self).build(  # type: ignore[attr-defined]
+                    place,
+                    self._signed(place),
+                    dim=self.dim,
+                    encoder=self.manifest["encoder"],
+                    total=len(self),
+                    device=str(self.device),
+                    **options,
+                )
+            manifest = {**read_manifest(place, self.FORMAT), "generation": self.manifest["generation"] + 1}
+            write_manifest(place, manifest)
+            for file in self.path.iterdir():  # what others keep here, such as runs/indexing
+                if file.is_file() and not (place / file.name).exists() and file.name not in self.manifest["files"]:
+                    shutil.copyfile(file, place / file.name)
+            (place / REBUILDING).unlink()
+            replace_folder(place, self.path)
+            self._take(read_manifest(self.path, self.FORMAT))
+
+    def _claim(self, place: Path) -> None:
+        """Keep ``place`` when it is an unfinished rebuild of this very manifest; remove an older one."""
+        sign, kind = place / REBUILDING, type(self)
+        if sign.is_file() and read_json(sign, "note") == self.manifest:
+            return
+        if not sign.is_file() and ((place / MANIFEST).is_file() or kind.committed(place)):  # type: ignore[attr-defined]
+            raise UserError(f"'{place}' holds another index; finish its build, or delete the folder.")
+        shutil.rmtree(place, ignore_errors=True)
+
+    def _signed(self, place: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """The vectors; the note is written when they are first read, since a build begins in an empty folder only."""
+        write_json(place / REBUILDING, self.manifest)
+        yield from self.vectors()  # type: ignore[attr-defined]
 
     def _live_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
         """Ids, lengths and rows of the documents that are not deleted, as stored."""
@@ -320,20 +390,11 @@ class StoredIndex:
                 ids = segment.ids(first, last)
                 yield [i for i, k in zip(ids, keep.tolist()) if k], lengths[keep], arrays
 
-    def _place(self) -> Path:
-        used = [int(s["name"].split("-")[1]) for s in self.manifest["segments"]]
-        return self.path / f"seg-{max([*used, self.manifest['last_segment']]) + 1:05d}"
-
-    def _next(self) -> Path:
-        """The folder of the next segment; what no manifest names, save that folder, is removed."""
-        named, place = {s["name"] for s in self.manifest["segments"]}, self._place()
-        for folder in self.path.glob("seg-*"):
-            if folder.name not in named and folder != place:
-                shutil.rmtree(folder)
-        for file in self.path.glob("deleted-*.npy"):
-            if file.name != self.manifest["deleted"]:
-                file.unlink()
-        return place
+    def _place(self, manifest: dict | None = None) -> Path:
+        """The folder of the next segment."""
+        manifest = manifest or self.manifest
+        used = [int(s["name"].split("-")[1]) for s in manifest["segments"]]
+        return self.path / f"seg-{max([*used, manifest['last_segment']]) + 1:05d}"
 
     def _commit(self, segments: Sequence[dict], deleted: np.ndarray) -> None:
         """Put a new manifest in force."""
@@ -357,27 +418,20 @@ class StoredIndex:
         manifest["documents"], manifest["vectors"] = int(bases[-1]) - gone, vectors
         manifest["documents_without_vectors"] = empty
         if name:
-            manifest["files"] = {**self._own_files(), name: file_facts(self.path / name)}
+            manifest["files"] = {**own_files(manifest), name: file_facts(self.path / name)}
         else:
-            manifest["files"] = self._own_files()
-        write_json(self.path / MANIFEST, manifest)
+            manifest["files"] = own_files(manifest)
+        write_manifest(self.path, manifest)
         if old and old != name:
             (self.path / old).unlink(missing_ok=True)
         self._take(manifest)
-
-    def _own_files(self) -> dict[str, dict]:
-        """Files of the manifest that are of the whole index, without those of one generation."""
-        return {n: f for n, f in self.manifest["files"].items() if not n.startswith("deleted-")}
 
     # -- judging ---------------------------------------------------------------------------------------------------
 
     def verify(self) -> list[str]:
         """Re-read every file and compare sizes, digests and counts; one sentence per problem, none when all is well."""
         problems = [p for n, facts in self.manifest["files"].items() for p in check_file(self.path / n, facts)]
-        for named, segment in zip(self.manifest["segments"], self.segments):
-            found = file_facts(segment.path / FACTS)
-            if found["sha256"] != named["sha256"]:
-                problems.append(f"{named['name']}/{FACTS} has changed since it was written (sha256)")
+        for segment in self.segments:
             problems += segment.verify()
         if problems:
             return problems
@@ -394,7 +448,7 @@ class StoredIndex:
         """documents, vectors, dim, bytes on disk, bytes per vector, documents without any vector, deleted, encoder."""
         size = sum(facts["bytes"] for facts in self.manifest["files"].values())
         size += sum(facts["bytes"] for s in self.segments for facts in s.facts["files"].values())
-        size += sum((s.path / FACTS).stat().st_size for s in self.segments)
+        size += sum(s.facts_bytes for s in self.segments)
         vectors = sum(s.vectors for s in self.segments)
         return {
             "format": self.FORMAT,
@@ -410,8 +464,21 @@ class StoredIndex:
         }
 
 
-def entry(segment: Segment) -> dict:
-    return {"name": segment.path.name, "sha256": file_facts(segment.path / FACTS)["sha256"]}
+def own_files(manifest: Mapping[str, Any]) -> dict[str, dict]:
+    """Files of the whole index, without those of one generation."""
+    return {n: f for n, f in manifest["files"].items() if not n.startswith("deleted-")}
 
 
-__all__ = ["Block", "DifferentStream", "StoredIndex", "begin", "check_positive", "exclusive", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "SPEC",
+    "VERSION",
+    "StoredIndex",
+    "begin",
+    "check_positive",
+    "entry",
+    "exclusive",
+    "finished",
+    "read_manifest",
+    "write_manifest",
+]

@@ -57,6 +57,10 @@ def check_id(id_: object, position: int) -> str:
         raise UserError(f"document {position} has the id {id_!r} of type {type(id_).__name__}; write str(id).")
     if not id_.strip():
         raise UserError(f"document {position} has an empty id ({id_!r}); give every document a non-empty id.")
+    try:
+        id_.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"document {position} has the id {id_!r}, which UTF-8 cannot write; give another.") from None
     return id_
 
 

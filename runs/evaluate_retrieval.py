@@ -49,9 +49,9 @@ def run(argv: Sequence[str]) -> None:
     from core.files import atomic_file, fingerprint, write_json
     from evaluation.report import table
     from models.artifacts import weight_digest
-    from runs.indexing import encoder_of
+    from runs.indexing import encoder_of, opened
     from runs.original_evaluation import golds_indexed
-    from runs.settings import index_module, load
+    from runs.settings import load
     from training.states import TextStates
 
     cfg = load(args.config_path, args.overrides, args.limit)
@@ -59,9 +59,10 @@ def run(argv: Sequence[str]) -> None:
     checkpoint, path = args.checkpoint or args.mire_ckpt or out, args.index or cfg.index.path or out / "index"
     if args.check:
         return plan(f"judge '{checkpoint}' on '{cfg.data.name}' with the index '{path}'", checkpoint, path)
-    retriever = open_retriever(checkpoint, pick_device(args.device or cfg.run.device))
+    device = pick_device(args.device or cfg.run.device)
+    retriever = open_retriever(checkpoint, device)
     data = dataset.build(cfg.data)
-    index = index_module(cfg.index.name).Index.open(path, encoder=encoder_of(retriever, data.corpus()))
+    index = opened(cfg.index, path, encoder_of(retriever, data.corpus()), device)
     key = fingerprint(
         [weight_digest(retriever), index.manifest, cfg.data.model_dump(), cfg.eval.model_dump(), cfg.index.model_dump()]
     )

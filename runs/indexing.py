@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,21 +16,26 @@ JOB = "job.json"
 """Written into an index folder before its first chunk: which weights, passages and options it is of."""
 
 
-def build(retriever, corpus: Sequence, section, path, states=None, visual=None, overwrite: bool = False):
+def build(
+    retriever, corpus: Sequence, section, path, states=None, visual=None, overwrite: bool = False, device: str = "cpu"
+):
     """Encode and index; returns the opened index. A complete index of the same job is kept, an unfinished one goes on.
 
-    What is of another job is an error, or with ``overwrite`` replaced: a complete index only when the new one, built
+    device: where the index computes (see ``index_device``). What is of another job is an error, or with ``overwrite`` replaced: a complete index only when the new one, built
     in ``<path>.new``, is complete too.
     """
     from runs.settings import index_module
 
+    section, chosen = resolved(section, len(corpus))
     path, cls, encoder = Path(path), index_module(section.name).Index, encoder_of(retriever, corpus)
     job = {"format": section.name, "encoder": encoder, "options": section.options, "corpus": digest(corpus)}
+    if chosen:
+        job["chosen"] = chosen
     restore_folder(path)
     place = path
     if complete(path):
         if not (problem := difference(path, job, [d.id for d in corpus])):
-            return described(cls.open(path, encoder=encoder), "was complete")
+            return described(cls.open(path, encoder=encoder, device=device), "was complete")
         if not overwrite:
             raise UserError(f"{problem}; give another index.path, or replace it with --overwrite.")
         place = path.with_name(path.name + ".new")
@@ -41,10 +47,47 @@ def build(retriever, corpus: Sequence, section, path, states=None, visual=None, 
     if not complete(place):
         stream = encode_corpus(retriever, corpus, section.batch_size, visual, states, skip=cls.committed(place))
         signed = sign(place, job, stream)
-        cls.build(place, signed, dim=retriever.config.dim, encoder=encoder, total=len(corpus), **section.options)
+        options = section.options | ({"device": device} if takes_device(cls) else {})
+        cls.build(place, signed, dim=retriever.config.dim, encoder=encoder, total=len(corpus), **options)
     if place != path:
         replace_folder(place, path)
-    return described(cls.open(path, encoder=encoder), "built")
+    return described(cls.open(path, encoder=encoder, device=device), "built")
+
+
+def resolved(section, documents: int):
+    """(section, None), or for index.name auto the section of what it takes for so many documents, and why."""
+    from index import choose
+    from runs.settings import known_options
+
+    if section.name != "auto":
+        return section, None
+    name, why = choose(documents)
+    known = known_options(name)
+    options = {key: value for key, value in section.options.items() if key in known}
+    print(f"index: {name} ({why})")
+    return section.model_copy(update={"name": name, "options": options}), why
+
+
+def index_device(device) -> str:
+    """Where an index computes when the run's device is this one: CUDA, otherwise the CPU (MPS lacks int64 topk)."""
+    return str(device) if str(device).startswith("cuda") else "cpu"
+
+
+def takes_device(cls) -> bool:
+    return "device" in inspect.signature(cls.build).parameters
+
+
+def opened(section, path, encoder: dict, device):
+    """The index at ``path``, whatever its format; a note when the YAML names another."""
+    from index import open_index
+
+    index = open_index(path, encoder=encoder, device=index_device(device))
+    found = index.manifest["format"]
+    if section.name not in (found, "auto"):
+        print(
+            f"note: index.name is '{section.name}', the index '{path}' is of format '{found}'; it is searched as that"
+        )
+    return index
 
 
 def sign(place: Path, job: dict, stream: Iterator) -> Iterator:

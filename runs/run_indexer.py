@@ -1,6 +1,8 @@
 """Index a corpus with a trained retriever.
 
   python -m runs.run_indexer --config_path cfgs/flagfacts_mire.yaml
+  python -m runs.run_indexer --config_path cfgs/flagfacts_mire.yaml --plan
+  python -m runs.run_indexer --plan --documents 1000000 --vectors_per_document 80 --n_bits 2
   python -m runs.run_indexer --exp_name okvqa --mire_ckpt ckpts/mire/okvqa_gs/base_ft/mire.pth \\
       --all_blocks_file data/okvqa/all_blocks.txt --n_bits 2
 
@@ -34,7 +36,16 @@ def arguments():
     made.add_argument(
         "--overwrite", action="store_true", help="replace an index of other weights or passages, once the new is built"
     )
+    made.add_argument(
+        "--backend", choices=["plaid", "exact", "fast-plaid", "faiss", "auto"],
+        help="another index than index.name; auto: exact for few passages, otherwise plaid",
+    )  # fmt: skip
     check_option(made)
+    sizes = made.add_argument_group("planning")
+    sizes.add_argument("--plan", action="store_true", help="estimate size, disk, time and memory, build nothing")
+    sizes.add_argument("--documents", type=int, help="passages to plan for (default: the corpus of --config_path)")
+    sizes.add_argument("--vectors_per_document", type=float, help="default: measured with --config_path, else 80")
+    sizes.add_argument("--dim", type=int, help="dimensions of a vector (default 128; not with --config_path)")
     legacy = made.add_argument_group("flags of the original command")
     legacy.add_argument("--exp_name", help="the index goes to experiments/<exp_name>/indexes/<exp_name>.nbits=<b>")
     legacy.add_argument("--n_bits", type=int, help="bits per residual dimension: 1, 2, 4 or 8 (default 2)")
@@ -57,11 +68,15 @@ def run(argv: Sequence[str]) -> None:
     dead_flag("--image_dir", args.image_dir, "the corpus is text")
     if args.config_path:
         return from_config(args)
+    if args.plan:
+        from runs.planning import from_flags
+
+        return from_flags(args)
     from core.device import pick_device
     from dataset import vid2r
     from dataset.records_json import is_json_list, read_passages
-    from runs.indexing import build
-    from runs.settings import IndexSection
+    from runs.indexing import build, index_device
+    from runs.settings import IndexSection, with_backend
 
     name = need(args.exp_name, "give --config_path, or --exp_name with --all_blocks_file.")
     blocks = need(args.all_blocks_file, "give --all_blocks_file, the passages to index.")
@@ -69,45 +84,44 @@ def run(argv: Sequence[str]) -> None:
     bits = args.n_bits or 2
     path = f"experiments/{name}/indexes/{name}.nbits={bits}"
     options = {"nbits": bits, "iterations": args.kmeans_niters or 20}
-    section = IndexSection(name="plaid", path=path, options=options)
+    section = with_backend(IndexSection(name="plaid", path=path, options=options), args.backend)
     if args.check:
         return plan(f"index '{blocks}' with '{checkpoint}' in '{path}'", blocks, checkpoint)
     if args.dataset_name == "vid2r" and is_json_list(blocks):
         corpus = vid2r.Published(blocks).corpus()
     else:
         corpus = read_passages(blocks)
-    retriever = open_retriever(checkpoint, pick_device(args.device or "auto"))
-    with_lengths(retriever, doc_maxlen=args.max_doc_len or 384)
-    build(retriever, corpus[: args.limit], section, path, overwrite=args.overwrite)
+    device = pick_device(args.device or "auto")
+    retriever = with_lengths(open_retriever(checkpoint, device), doc_maxlen=args.max_doc_len or 384)
+    build(retriever, corpus[: args.limit], section, path, overwrite=args.overwrite, device=index_device(device))
 
 
 def from_config(args) -> None:
     import dataset
     from core.device import pick_device
-    from runs.indexing import build
-    from runs.settings import load
+    from runs.indexing import build, index_device
+    from runs.planning import from_corpus
+    from runs.settings import load, with_backend
 
     cfg = load(args.config_path, args.overrides, args.limit)
-    out = Path(cfg.run.out)
+    out, section = Path(cfg.run.out), with_backend(cfg.index, args.backend)
     if args.check:
         place, checkpoint = cfg.index.path or out / "index", args.checkpoint or args.mire_ckpt or out
         return plan(f"index the passages of '{cfg.data.name}' with '{checkpoint}' in '{place}'", checkpoint)
-    retriever = open_retriever(args.checkpoint or args.mire_ckpt or out, pick_device(args.device or cfg.run.device))
+    device = pick_device(args.device or cfg.run.device)
+    retriever = open_retriever(args.checkpoint or args.mire_ckpt or out, device)
     if retriever.config.name != cfg.model.name:
         raise UserError(
             f"the checkpoint is a '{retriever.config.name}', the YAML says model.name '{cfg.model.name}'; "
             "give the checkpoint of this YAML with --checkpoint."
         )
     corpus = dataset.build(cfg.data).corpus()
-    build(
-        retriever,
-        corpus,
-        cfg.index,
-        cfg.index.path or out / "index",
-        stored_states(retriever, out),
-        visual_source(retriever, cfg.visual.cache) if any(d.images for d in corpus) else None,
-        overwrite=args.overwrite,
-    )
+    visual = visual_source(retriever, cfg.visual.cache) if any(d.images for d in corpus) else None
+    path = Path(cfg.index.path or out / "index")
+    if args.plan:
+        return from_corpus(args, retriever, corpus, section, path, index_device(device), visual)
+    states = stored_states(retriever, out)
+    build(retriever, corpus, section, path, states, visual, args.overwrite, index_device(device))
 
 
 def stored_states(retriever, out: Path):

@@ -35,8 +35,8 @@ def run(argv: Sequence[str]) -> None:
     import dataset
     from core.device import pick_device
     from core.records import ImageRef, Query
-    from runs.indexing import encoder_of
-    from runs.settings import index_module, load
+    from runs.indexing import encoder_of, opened
+    from runs.settings import load
 
     config = Path(args.run) / "config.yaml"
     if not config.is_file():
@@ -44,10 +44,11 @@ def run(argv: Sequence[str]) -> None:
     cfg = load(str(config))
     images = (ImageRef("query", path=args.image),) if args.image else ()
     query = Query("query", args.question, images)
-    retriever = open_retriever(args.checkpoint or args.run, pick_device(args.device))
+    device = pick_device(args.device)
+    retriever = open_retriever(args.checkpoint or args.run, device)
     path = args.index or cfg.index.path or Path(args.run) / "index"
     corpus = dataset.build(cfg.data).corpus()
-    index = index_module(cfg.index.name).Index.open(path, encoder=encoder_of(retriever, corpus))
+    index = opened(cfg.index, path, encoder_of(retriever, corpus), device)
     tokens = query_encoder(retriever)([query])
     effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
     # --limit: only the first N passages may answer.

@@ -35,15 +35,17 @@ class Visual(Strict):
 
 
 class IndexSection(Strict):
-    """name: module of index/. path: folder, by default <run.out>/index. options: passed to its build.
+    """name: module of index/, or auto: exact for few passages, otherwise plaid. path: folder, by default
+    <run.out>/index. options: passed to its build (with auto they are plaid's).
 
-    effort: how hard a search looks, for indexes that have a choice. batch_size: passages per encoder call.
+    effort: how hard a search looks, for indexes that have a choice; colbert ranks as colbert-ai does.
+    batch_size: passages per encoder call.
     """
 
     name: str = "plaid"
     path: str | None = None
     batch_size: int = Field(64, ge=1)
-    effort: Literal["fast", "balanced", "exhaustive"] | None = None
+    effort: Literal["fast", "balanced", "exhaustive", "colbert"] | None = None
     options: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -77,18 +79,46 @@ class Eval(Strict):
         return self
 
 
-def build_options(name: str, options: dict[str, Any]) -> None:
-    """Check ``index.options`` against the keyword-only parameters of the index's ``build``, their types included."""
+BACKENDS = {"plaid": "plaid", "exact": "exact", "fast-plaid": "fast_plaid", "faiss": "faiss_flat", "auto": "auto"}
+"""--backend -> index.name."""
+
+
+def backend(name: str) -> str:
+    """The index.name of a --backend."""
+    if name not in BACKENDS:
+        raise UserError(f"--backend '{name}' is not known; use {', '.join(BACKENDS)}.")
+    return BACKENDS[name]
+
+
+def with_backend(section: IndexSection, name: str | None) -> IndexSection:
+    """``section`` with another index (None: the same), without the options that are not that one's."""
+    if name is None or backend(name) == section.name:
+        return section
+    found = backend(name)
+    known = known_options("plaid" if found == "auto" else found)
+    for key in section.options.keys() - known.keys():
+        print(f"note: index.options.{key} is an option of '{section.name}' and left out with --backend {name}")
+    options = {key: value for key, value in section.options.items() if key in known}
+    return IndexSection(**{**section.model_dump(), "name": found, "options": options})
+
+
+def known_options(name: str) -> dict[str, tuple]:
+    """The options of an index: name -> (type, default), the keyword-only parameters of its ``build``."""
     import inspect
     from typing import get_type_hints
 
     build = index_module(name).Index.build
-    hints, ours = get_type_hints(build), {"dim", "encoder", "total"}
-    known = {
+    hints, ours = get_type_hints(build), {"dim", "encoder", "total", "device"}  # device is run.device
+    return {
         p.name: (hints[p.name], p.default)
         for p in inspect.signature(build).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in ours
     }
+
+
+def build_options(name: str, options: dict[str, Any]) -> None:
+    """Check ``index.options`` against what the index's ``build`` takes, types included."""
+    known = known_options("plaid" if name == "auto" else name)
     unknown = [key for key in options if key not in known]
     if unknown:
         raise UserError(f"index.options.{unknown[0]}: unknown; the options of '{name}' are {', '.join(known)}.")
@@ -106,7 +136,7 @@ def index_module(name: str):
     module = importlib.import_module(f"index.{name}") if name in known else None
     if module is None or not hasattr(module, "Index"):
         found = [n for n in known if hasattr(importlib.import_module(f"index.{n}"), "Index")]
-        raise UserError(f"index.name is '{name}'; known indexes are {', '.join(found)}.")
+        raise UserError(f"index.name is '{name}'; known indexes are {', '.join(found)}, auto.")
     return module
 
 

@@ -1,19 +1,21 @@
-# Sourced by the other scripts: makes the virtual environment .venv and installs requirement files into it, once.
+# Sourced by the other scripts: makes the virtual environment $VENV and installs requirement files into it, once.
 #   install requirements.txt [more.txt ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+VENV=${VENV:-.venv} # test_interop.sh has one of its own
+
 install() {
   local stamp
-  stamp=".venv/installed-$(cat "$@" requirements.txt | cksum | cut -d' ' -f1)"
+  stamp="$VENV/installed-$(cat "$@" requirements.txt | cksum | cut -d' ' -f1)"
   if [ ! -f "$stamp" ]; then
     local begin=$SECONDS
-    echo "== installing $* into .venv (the first time this downloads PyTorch)"
-    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    echo "== installing $* into $VENV (the first time this downloads PyTorch)"
+    [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
     for file in "$@"; do set -- "$@" -r "$file"; shift; done
-    .venv/bin/python -m pip install --disable-pip-version-check "$@"
+    "$VENV/bin/python" -m pip install --disable-pip-version-check "$@"
     touch "$stamp"
     echo "== installed in $((SECONDS - begin)) s (download included)"
   fi
-  export PATH="$PWD/.venv/bin:$PATH"
+  export PATH="$PWD/$VENV/bin:$PATH"
 }

@@ -125,9 +125,9 @@ def test_scores_are_maxsim_of_the_decompressed_vectors(built, tmp_path):
 
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_effort_does_not_depend_on_k(built, effort):
-    few, many = built[2].search(QUERIES, 5, effort=effort), built[2].search(QUERIES, 200, effort=effort)
+    few, many = built[2].search(QUERIES, 5, effort=effort), built[2].search(QUERIES, 128, effort=effort)
     assert [r.ids for r in few] == [r.ids[:5] for r in many]
-    assert all(len(r.ids) == 200 for r in many)
+    assert all(len(r.ids) == 128 for r in many)
 
 
 def test_knobs_are_read(built):
@@ -156,8 +156,8 @@ def test_the_threshold_keeps_lists_closed(built, monkeypatch):
 
 def test_lists_widen_until_there_are_enough_candidates(built):
     one = TokenBatch(QUERIES.embeddings[:2, :1], torch.ones(2, 1, dtype=torch.bool))
-    assert all(len(r.ids) == 256 for r in built[2].search(one, 256, effort="fast"))
-    assert EFFORTS["fast"].n_candidates == 256
+    assert all(len(r.ids) == 128 for r in built[2].search(one, 128, effort="fast"))
+    assert EFFORTS["fast"].n_candidates == 128
 
 
 def test_candidates_come_from_every_row(tmp_path):

@@ -154,7 +154,7 @@ def test_config_errors_name_key_and_remedy(finished, tmp_path):
         ("model.num_tokns=3", "did you mean 'model.num_tokens'"),
         ("train.lr=fast", "train.lr: got 'fast'"),
         ("data.name=nothing", "known data sets are"),
-        ("index.name=nothing", "known indexes are exact, plaid"),
+        ("index.name=nothing", "known indexes are .*exact, .*plaid"),
         ("model.name=nothing", "known retrievers are"),
         ("data.path=nothing.json run.out={new}", "'nothing.json' does not exist"),
     ]:
