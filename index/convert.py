@@ -18,9 +18,8 @@ from torch import Tensor
 from core.errors import UserError
 from core.files import read_json, sha256, write_json
 from core.progress import progress
-from index import plaid_build
+from index import plaid, plaid_build
 from index.colbert_ai import ColbertAIIndex, is_colbert_ai
-from index.plaid import Index
 from index.plaid_build import CENTROIDS, CODEBOOK, FIRST, FORMAT
 from index.segment import Segment, SegmentWriter, hashes, save_array
 from index.stored import MANIFEST, SPEC, begin, exclusive, finished, read_manifest
@@ -30,7 +29,7 @@ ENCODER = "colbert-ai"
 """Key of the converted manifest's encoder: what colbert-ai noted about its checkpoint."""
 
 
-def convert(source: str | Path, dest: str | Path, ids: str | Path | None = None) -> Index:
+def convert(source: str | Path, dest: str | Path, ids: str | Path | None = None) -> plaid.Index:
     """Write colbert-ai's index ``source`` as a PLAID index to the new folder ``dest``; returns it opened.
 
     ids: a file with one id per line, or a collection ``.tsv`` (id, tab, text), in the order of the passages; without
@@ -53,7 +52,7 @@ def convert(source: str | Path, dest: str | Path, ids: str | Path | None = None)
             begin(dest, spec)
             segment = _write(theirs, dest, ids)
             plaid_build._finish(dest, codec.dim, encoder, options, segment)
-    return Index.open(dest)
+    return plaid.Index.open(dest)
 
 
 def _complete(dest: Path, spec: dict) -> bool:
@@ -88,7 +87,7 @@ def _write(theirs: ColbertAIIndex, dest: Path, ids: str | Path | None) -> Segmen
     return segment
 
 
-def convert_in_place(source: str | Path, ids: str | Path | None = None) -> Index:
+def convert_in_place(source: str | Path, ids: str | Path | None = None) -> plaid.Index:
     """``convert`` beside the source, then put it in its place; the original stays as ``<source>.colbert-ai``.
 
     A kill at any moment leaves the original under one of the two names; the same call then goes on.
@@ -97,16 +96,16 @@ def convert_in_place(source: str | Path, ids: str | Path | None = None) -> Index
     new, old = beside(source)
     if not source.exists() and old.is_dir() and (new / MANIFEST).is_file():
         os.rename(new, source)  # killed between the two renames
-        return Index.open(source)
+        return plaid.Index.open(source)
     if source.is_dir() and (source / MANIFEST).is_file() and old.is_dir():
-        return Index.open(source)  # converted before
+        return plaid.Index.open(source)  # converted before
     check_source(source)
     if old.exists():
         raise UserError(f"'{old}', where the original would go, exists already; move it, or give --out.")
     convert(source, new, ids)
     os.rename(source, old)
     os.rename(new, source)
-    return Index.open(source)
+    return plaid.Index.open(source)
 
 
 def beside(source: Path) -> tuple[Path, Path]:

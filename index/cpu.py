@@ -13,10 +13,13 @@ from index.codec import Codec, unpack_table
 from index.common import NO_VECTORS, top_keys
 from index.ivf import InvertedLists
 from index.kernels import TILE
-from index.segment import Segment
+from index.segment import Segment, damaged
 from index.simd import LOOKUP
 
 EMPTY = np.empty(0, np.uint8)
+MAPPED_BYTES = 64 << 20
+"""Residuals up to this size are read through a map. Larger ones are read document by document: touching one byte of a
+map can make two megabytes resident, and a search of a large index would soon hold all of it."""
 
 
 @dataclass
@@ -103,6 +106,7 @@ class CpuPart:
         self.codec, self.segment, self.first, self.last = codec, segment, first, last
         self.offsets = segment.offsets
         self.codes, self.residuals = segment.array("codes"), segment.array("residuals").reshape(-1)
+        self._descriptor = segment.file("residuals.bin").descriptor
         self.lists = InvertedLists.read(segment, codec.n_centroids)
         self._local = threading.local()
 
@@ -138,9 +142,7 @@ class CpuPart:
 
         def integers(here: np.ndarray) -> np.ndarray:
             scores = np.empty(len(here), np.int32)
-            kernels.score_integers(
-                self.codes, self.residuals, self.offsets, here, self.codec.coder, look.tiles8, scores
-            )
+            kernels.score_integers(*self._rows(here), self.codec.coder, look.tiles8, scores)
             return scores
 
         scores = threads.concatenate(integers, positions, 64)
@@ -148,16 +150,29 @@ class CpuPart:
 
     def rescore(self, floats: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """[n, B] float32: MaxSim with the decompressed documents; ``starts`` [B + 1] divides the rows among queries."""
-        return self._score(self.codes, self.residuals, self.offsets, floats, starts, positions)
+        return self._score(*self._rows(positions), floats, starts)
 
     def scan(self, floats: np.ndarray, starts: np.ndarray, first: int, last: int) -> np.ndarray:
         """``rescore`` of all documents first .. last - 1, read in one go instead of page by page."""
         low, high = int(self.offsets[first]), int(self.offsets[last])
         codes, residuals = self.segment.read("codes", low, high), self.segment.read("residuals", low, high)
         offsets = self.offsets[first : last + 1] - low
-        return self._score(codes, residuals.reshape(-1), offsets, floats, starts, np.arange(last - first))
+        return self._score(codes, residuals.reshape(-1), offsets, np.arange(last - first), floats, starts)
 
-    def _score(self, codes, residuals, offsets, floats, starts, positions) -> np.ndarray:
+    def _rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(codes, residuals, offsets, positions) for the loops: the mapped arrays, or copies of these documents."""
+        if self.residuals.nbytes <= MAPPED_BYTES or self._descriptor < 0:
+            return self.codes, self.residuals, self.offsets, positions
+        offsets = np.zeros(len(positions) + 1, np.int64)
+        np.cumsum(self.offsets[positions + 1] - self.offsets[positions], out=offsets[1:])
+        codes = np.empty(offsets[-1], self.codes.dtype)
+        width = self.codec.coder[3]
+        residuals = np.empty(offsets[-1] * width, np.uint8)
+        if not kernels.fetch(self._descriptor, width, self.codes, self.offsets, positions, offsets, codes, residuals):
+            raise damaged(self.segment.path / "residuals.bin", "it ends early")
+        return codes, residuals, offsets, np.arange(len(positions))
+
+    def _score(self, codes, residuals, offsets, positions, floats, starts) -> np.ndarray:
         out = np.empty((len(positions), len(starts) - 1), np.float32)
         kernels.score_residuals(
             codes,

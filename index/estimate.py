@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from core.errors import UserError
 from index.codec import NBITS, Codec, fit_buckets
+from index.colbert_ai import is_colbert_ai
 from index.kmeans import assign, centroids_for, kmeans
 from index.plaid_build import ENCODE_ROWS, Coder, arrays, complete
 from index.segment import SegmentWriter
@@ -171,42 +173,33 @@ PARTS = {
     "codes.bin": "codes",
     "residuals.bin": "residuals",
     "offsets.npy": "offsets",
+    "ids.*": "ids",
+    "ivf.*": "lists",
     "centroids.npy": "codebook",
     "codebook.json": "codebook",
+    "deleted-*.npy": "deleted",
+    "manifest.json": "manifest",
+    "spec.json": "manifest",
+    "segment.json": "manifest",
+}
+COLBERT_AI_PARTS = {
+    "*.codes.pt": "codes",
+    "*.residuals.pt": "residuals",
+    "doclens.*.json": "offsets",
+    "ivf.pid.pt": "lists",
+    "*.pt": "codebook",
+    "*.json": "manifest",
 }
 
 
 def parts(path: str | Path) -> dict[str, int]:
-    """Bytes per part of one of our indexes on disk, by file names; what it has no name for is "other"."""
-    path = Path(path)
+    """Bytes per part of an index on disk, by file names; what they do not tell (another library's files) is "other"."""
+    names = COLBERT_AI_PARTS if is_colbert_ai(path) else PARTS
     out: dict[str, int] = {}
-    for file in sorted(f for f in path.rglob("*") if f.is_file()):
-        name = file.name
-        if name in PARTS:
-            part = PARTS[name]
-        elif name.startswith("ids."):
-            part = "ids"
-        elif name.startswith("ivf."):
-            part = "lists"
-        elif name.startswith("deleted-"):
-            part = "deleted"
-        elif name in ("manifest.json", "spec.json", "segment.json"):
-            part = "manifest"
-        elif name == "metadata.json" or name.endswith(".pt") or name.startswith("doclens."):
-            part = _colbert_ai(name)
-        else:
-            part = "other"
+    for file in sorted(f for f in Path(path).rglob("*") if f.is_file()):
+        part = next((part for pattern, part in names.items() if fnmatch(file.name, pattern)), "other")
         out[part] = out.get(part, 0) + file.stat().st_size
     return out
-
-
-def _colbert_ai(name: str) -> str:
-    for end, part in ((".codes.pt", "codes"), (".residuals.pt", "residuals")):
-        if name.endswith(end):
-            return part
-    if name.startswith("doclens."):
-        return "offsets"
-    return {"ivf.pid.pt": "lists", "metadata.json": "manifest"}.get(name, "codebook")
 
 
 MANY_SEGMENTS = 8

@@ -173,7 +173,7 @@ class Index(StoredIndex):
 
         def score(segment, first: int, last: int) -> np.ndarray:
             low, high = int(segment.offsets[first]), int(segment.offsets[last])
-            vectors = segment.read("vectors", low, high).reshape(-1)
+            vectors = segment.array("vectors")[low:high].reshape(-1)
             vectors = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors
             out = np.empty((last - first, len(emb)), np.float32)
             offsets, positions = segment.offsets[first : last + 1] - low, np.arange(last - first)

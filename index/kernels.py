@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from numba import types
 
 from index import simd
 from index.simd import dot4, load, load_int, splat, splat4, splat_int, store
@@ -19,6 +20,7 @@ from index.simd import dot4, load, load_int, splat, splat4, splat_int, store
 TILE = 32
 _jit = numba.njit(nogil=True, cache=True, error_model="numpy")
 LOWEST = np.int32(-(2**31))
+_pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uintp, types.int64))
 
 
 def tiles(rows):
@@ -268,6 +270,27 @@ def approximate(codes, offsets, positions, table, tiles, n_centroids, scores):
 
 
 @_jit
+def fetch(descriptor, width, codes, offsets, positions, local_offsets, local_codes, residuals):
+    """Copy the codes and read the residuals (``width`` bytes a row, from an open file) of documents -> all were read.
+
+    Through a map, one byte of a cached file can make megabytes resident; this reads what is asked for.
+    """
+    for i in range(len(positions)):
+        first, to = offsets[positions[i]], local_offsets[i]
+        n = local_offsets[i + 1] - to
+        for r in range(n):
+            local_codes[to + r] = codes[first + r]
+        done, wanted = np.int64(0), np.int64(n * width)
+        while done < wanted:
+            place = residuals.ctypes.data + np.uintp(to * width + done)
+            got = _pread(np.int32(descriptor), place, np.uintp(wanted - done), np.int64(first * width + done))
+            if got <= 0:
+                return False
+            done += got
+    return True
+
+
+@_jit
 def score_integers(codes, residuals, offsets, positions, coder, tiles8, scores):
     """scores[i] = MaxSim of document positions[i] in integers: (centroid + weight) . row, all of one byte.
 
@@ -463,7 +486,7 @@ def widen(rows, at, dim, vectors, to):
 
 @numba.extending.overload(widen)
 def _widen(rows, at, dim, vectors, to):
-    if rows.dtype == numba.types.uint16:
+    if rows.dtype == types.uint16:
 
         def halves(rows, at, dim, vectors, to):
             whole = dim // 16 * 16

@@ -89,6 +89,11 @@ class HeldFile:
         finally:
             os.close(fd)
 
+    @property
+    def descriptor(self) -> int:
+        """The open file, -1 for one that is held in memory."""
+        return self._fd
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Bytes start .. stop - 1 as a copy, read without the map: what passes through leaves no trace in memory."""
         if not 0 <= start <= stop <= len(self.bytes):

@@ -66,14 +66,14 @@ def described(facts: dict) -> list[str]:
     kinds = {"nbits": "bits", "centroids": "centroids"}
     more = [f"{facts[key]} {name}" for key, name in kinds.items() if key in facts]
     more += [facts["dtype"]] if "dtype" in facts else []
-    segments = facts.get("segments", 1)
+    segments, vectors = facts.get("segments", 1), max(1, facts["vectors"])
     out = [
         f"index      '{facts['path']}'",
         f"kind       {facts['format']}{how}" + (f", {facts['library']}" if "library" in facts else ""),
         f"documents  {facts['documents']}, {facts.get('deleted', 0)} deleted, "
         f"{facts['documents_without_vectors']} without vectors, in {segments} segment" + "s" * (segments != 1),
         f"vectors    {facts['vectors']} of {facts['dim']} dimensions" + "".join(f", {m}" for m in more),
-        f"size       {facts['folder_bytes'] / 1e6:.2f} MB, {sum(facts['parts_per_vector'].values()):.2f} bytes a vector:",
+        f"size       {facts['folder_bytes'] / 1e6:.2f} MB, {facts['folder_bytes'] / vectors:.2f} bytes a vector",
     ]
     for name, size in sorted(facts["parts"].items(), key=lambda item: -item[1]):
         out.append(f"           {name:<10} {size / 1e6:12.3f} MB {facts['parts_per_vector'][name]:9.2f} bytes a vector")

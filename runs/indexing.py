@@ -21,10 +21,10 @@ def build(
 ):
     """Encode and index; returns the opened index. A complete index of the same job is kept, an unfinished one goes on.
 
-    device: where the index computes (see ``index_device``). What is of another job is an error, or with ``overwrite`` replaced: a complete index only when the new one, built
-    in ``<path>.new``, is complete too.
+    What is of another job is an error, or with ``overwrite`` replaced: a complete index only when the new one, built
+    in ``<path>.new``, is complete too. device: where the index computes (see ``index_device``).
     """
-    from runs.settings import index_module
+    from runs.backends import index_module, resolved
 
     section, chosen = resolved(section, len(corpus))
     path, cls, encoder = Path(path), index_module(section.name).Index, encoder_of(retriever, corpus)
@@ -52,20 +52,6 @@ def build(
     if place != path:
         replace_folder(place, path)
     return described(cls.open(path, encoder=encoder, device=device), "built")
-
-
-def resolved(section, documents: int):
-    """(section, None), or for index.name auto the section of what it takes for so many documents, and why."""
-    from index import choose
-    from runs.settings import known_options
-
-    if section.name != "auto":
-        return section, None
-    name, why = choose(documents)
-    known = known_options(name)
-    options = {key: value for key, value in section.options.items() if key in known}
-    print(f"index: {name} ({why})")
-    return section.model_copy(update={"name": name, "options": options}), why
 
 
 def index_device(device) -> str:

@@ -19,25 +19,26 @@ def from_flags(args) -> None:
     from core.device import pick_device
     from index import choose
     from index.estimate import Plan
+    from runs.backends import BACKENDS
     from runs.indexing import index_device
-    from runs.settings import backend
 
     if args.documents is None:
         raise UserError("give --documents (and --vectors_per_document, --dim), or --config_path, to --plan.")
-    name, chosen = backend(args.backend or "plaid"), None
+    name = BACKENDS[args.backend or "plaid"]
     if name == "auto":
-        name, chosen = choose(args.documents)
+        name, why = choose(args.documents)
+        print(f"index: {name} ({why})")
     options = {} if args.n_bits is None or name == "exact" else {"nbits": args.n_bits}
     plan = Plan(args.documents, args.vectors_per_document or 80.0, args.dim or 128, name, options)
-    show(plan, Path("."), index_device(pick_device(args.device or "auto")), chosen=chosen)
+    show(plan, Path("."), index_device(pick_device(args.device or "auto")))
 
 
 def from_corpus(args, retriever, corpus: Sequence, section, place: Path, device: str, visual=None) -> None:
     """As ``from_flags`` of a run: its passages are counted, and a few are encoded."""
     from index.estimate import Plan
-    from runs.indexing import resolved
+    from runs.backends import resolved
 
-    section, chosen = resolved(section, args.documents or len(corpus))
+    section, _ = resolved(section, args.documents or len(corpus))
     step = max(1, len(corpus) // PASSAGES)
     some = list(corpus[::step])[:PASSAGES]
     list(encode_corpus(retriever, some[:1], section.batch_size, visual))  # the first call takes longer
@@ -48,10 +49,10 @@ def from_corpus(args, retriever, corpus: Sequence, section, place: Path, device:
     names = sum(len(d.id.encode()) for d in some) / len(some)
     mean = args.vectors_per_document or max(1, sum(lengths)) / len(lengths)
     plan = Plan(documents, mean, retriever.config.dim, section.name, section.options, names)
-    show(plan, place, device, each * documents, len(some), chosen)
+    show(plan, place, device, each * documents, len(some))
 
 
-def show(plan, place: Path, device: str, encoding: float | None = None, encoded: int = 0, chosen=None) -> None:
+def show(plan, place: Path, device: str, encoding: float | None = None, encoded: int = 0) -> None:
     """Print the table; place: where the index would go."""
     from index.estimate import building_bytes, measure, peak_memory, planned_bytes
 
@@ -62,8 +63,6 @@ def show(plan, place: Path, device: str, encoding: float | None = None, encoded:
     times |= measure(plan, place, device)
     kind = f"{plan.format}, {plan.nbits} bits, {plan.centroids} centroids" if plan.format == "plaid" else plan.format
     print(f"plan: {plan.documents} documents, {plan.vectors} vectors of {plan.dim} dimensions, {kind}, on {device}")
-    if chosen:
-        print(f"  chosen automatically: {chosen.removeprefix('auto: ')}")
     total = sum(size.values())
     print(f"  size            {megabytes(total)}, {total / plan.vectors:.1f} bytes a vector")
     for name, n in sorted(size.items(), key=lambda item: -item[1]):

@@ -75,8 +75,9 @@ def run(argv: Sequence[str]) -> None:
     from core.device import pick_device
     from dataset import vid2r
     from dataset.records_json import is_json_list, read_passages
+    from runs.backends import with_backend
     from runs.indexing import build, index_device
-    from runs.settings import IndexSection, with_backend
+    from runs.settings import IndexSection
 
     name = need(args.exp_name, "give --config_path, or --exp_name with --all_blocks_file.")
     blocks = need(args.all_blocks_file, "give --all_blocks_file, the passages to index.")
@@ -99,9 +100,10 @@ def run(argv: Sequence[str]) -> None:
 def from_config(args) -> None:
     import dataset
     from core.device import pick_device
+    from runs.backends import with_backend
     from runs.indexing import build, index_device
     from runs.planning import from_corpus
-    from runs.settings import load, with_backend
+    from runs.settings import load
 
     cfg = load(args.config_path, args.overrides, args.limit)
     out, section = Path(cfg.run.out), with_backend(cfg.index, args.backend)

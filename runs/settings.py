@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
-from core.config import Schema, Strict, check, load_yaml, override, validate
+from core.config import Schema, Strict, load_yaml, override, validate
 from core.errors import UserError
 
 
@@ -50,6 +50,8 @@ class IndexSection(Strict):
 
     @model_validator(mode="after")
     def _options_fit(self) -> IndexSection:
+        from runs.backends import build_options
+
         build_options(self.name, self.options)
         return self
 
@@ -77,67 +79,6 @@ class Eval(Strict):
             if parse(name)[1] > self.k:
                 raise UserError(f"eval.metrics has '{name}' but eval.k is {self.k}; raise eval.k or drop the metric.")
         return self
-
-
-BACKENDS = {"plaid": "plaid", "exact": "exact", "fast-plaid": "fast_plaid", "faiss": "faiss_flat", "auto": "auto"}
-"""--backend -> index.name."""
-
-
-def backend(name: str) -> str:
-    """The index.name of a --backend."""
-    if name not in BACKENDS:
-        raise UserError(f"--backend '{name}' is not known; use {', '.join(BACKENDS)}.")
-    return BACKENDS[name]
-
-
-def with_backend(section: IndexSection, name: str | None) -> IndexSection:
-    """``section`` with another index (None: the same), without the options that are not that one's."""
-    if name is None or backend(name) == section.name:
-        return section
-    found = backend(name)
-    known = known_options("plaid" if found == "auto" else found)
-    for key in section.options.keys() - known.keys():
-        print(f"note: index.options.{key} is an option of '{section.name}' and left out with --backend {name}")
-    options = {key: value for key, value in section.options.items() if key in known}
-    return IndexSection(**{**section.model_dump(), "name": found, "options": options})
-
-
-def known_options(name: str) -> dict[str, tuple]:
-    """The options of an index: name -> (type, default), the keyword-only parameters of its ``build``."""
-    import inspect
-    from typing import get_type_hints
-
-    build = index_module(name).Index.build
-    hints, ours = get_type_hints(build), {"dim", "encoder", "total", "device"}  # device is run.device
-    return {
-        p.name: (hints[p.name], p.default)
-        for p in inspect.signature(build).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name not in ours
-    }
-
-
-def build_options(name: str, options: dict[str, Any]) -> None:
-    """Check ``index.options`` against what the index's ``build`` takes, types included."""
-    known = known_options("plaid" if name == "auto" else name)
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        raise UserError(f"index.options.{unknown[0]}: unknown; the options of '{name}' are {', '.join(known)}.")
-    check(create_model("Options", __base__=Strict, **known), options, "index.options")
-
-
-def index_module(name: str):
-    """``index/<name>.py``."""
-    import importlib
-    import pkgutil
-
-    import index
-
-    known = sorted(m.name for m in pkgutil.iter_modules(index.__path__))
-    module = importlib.import_module(f"index.{name}") if name in known else None
-    if module is None or not hasattr(module, "Index"):
-        found = [n for n in known if hasattr(importlib.import_module(f"index.{n}"), "Index")]
-        raise UserError(f"index.name is '{name}'; known indexes are {', '.join(found)}, auto.")
-    return module
 
 
 def schema() -> Schema:

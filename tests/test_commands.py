@@ -71,7 +71,8 @@ def moved(root: Path, out: Path) -> Path:
 def test_overwrite_keeps_the_old_index_until_the_new_is_complete(finished, tmp_path, monkeypatch):  # noqa: F811
     root, config = finished
     place, other = tmp_path / "index", moved(root, tmp_path / "other")
-    base = config_args(config, f"index.path={place}", "index.options.chunk_docs=4")
+    monkeypatch.setattr("index.stream.BLOCK_DOCS", 4)
+    base = config_args(config, f"index.path={place}")
     run_indexer.run(base)
     before = (place / "manifest.json").read_bytes()
     run_indexer.run([*base, "--overwrite"])
@@ -95,14 +96,14 @@ def test_overwrite_keeps_the_old_index_until_the_new_is_complete(finished, tmp_p
         indexing, "encode_corpus", lambda *a, skip, **k: skipped.append(skip) or real(*a, skip=skip, **k)
     )
     run_indexer.run(again)
-    assert skipped == [8], "the two complete chunks of the killed build were not used"
+    assert skipped == [8], "the two complete blocks of the killed build were not used"
     assert (place / "manifest.json").read_bytes() != before and not place.with_name("index.new").exists()
 
 
 def test_an_unfinished_index_of_another_job(finished, tmp_path, monkeypatch):  # noqa: F811
     root, config = finished
     place, other = tmp_path / "index", moved(root, tmp_path / "other")
-    base = config_args(config, f"index.path={place}", "index.options.chunk_docs=4")
+    base = config_args(config, f"index.path={place}")
     run_indexer.run(base)
     (place / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"unfinished.*--overwrite"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from core.errors import UserError
+from core.tokens import TokenBatch
+from index import open_index
 from index.codec import pack_bits, unpack_bits
 from index.colbert_ai import ColbertAIIndex
 from index.colbert_ai_search import Parameters, _prune, candidates, search
+from index.convert import convert
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden"))
 
@@ -140,6 +145,121 @@ def test_search(case):
             continue
         compared.add(name)
     assert len(compared) >= 3
+
+
+@pytest.fixture(scope="module", params=["as it lies", "converted"])
+def opened(request, case, tmp_path_factory):
+    """The case, and its index through ``open_index``."""
+    if request.param == "as it lies":
+        return *case[:3], open_index(case[3].path)
+    place = tmp_path_factory.mktemp("converted") / "index"
+    convert(case[3].path, place)
+    return *case[:3], open_index(place)
+
+
+def _given(parameters: Parameters) -> dict:
+    return {"n_probe": parameters.ncells, "threshold": parameters.centroid_score_threshold,
+            "n_candidates": parameters.ndocs}  # fmt: skip
+
+
+def test_the_preset_ranks_as_colbert_ai(opened):
+    facts, expected, tensors, index = opened
+    queries, compared = TokenBatch.pad(list(tensors["query_emb"])), 0
+    for name, entry in expected["search"].items():
+        if not (isinstance(entry, dict) and "results" in entry) or "pids_given" in name:
+            continue
+        options = _options(name, entry, facts)
+        given = {} if re.fullmatch(r"k\d+", name) else _given(options["parameters"])
+        if "filter" in name:
+            given["allowed_ids"] = {str(pid) for pid in range(0, len(index), 2)}
+        got = index.search(queries, entry["k"], effort="colbert", **given)
+        for ranking, wanted in zip(got, entry["results"], strict=True):
+            _same(([int(i) for i in ranking.ids], list(ranking.scores)), wanted["pids"], wanted["scores"])
+        compared += 1
+    assert compared >= 5
+    for name, entry in expected["search"].items():
+        if name.startswith("longq"):
+            k, searcher = map(int, re.search(r"k(\d+)_on_k(\d+)_searcher", name).groups())
+            long = TokenBatch.pad([tensors["longq_emb"][0]])
+            ranking = index.search(long, k, effort="colbert", **_given(Parameters.for_k(searcher)))[0]
+            _same(([int(i) for i in ranking.ids], list(ranking.scores)), entry["pids"], entry["scores"])
+
+
+def test_masked_rows_and_settings_count(opened):
+    *_, tensors, index = opened
+    queries = tensors["query_emb"]
+    wider = torch.cat([queries, torch.randn(len(queries), 5, queries.shape[2])], 1)
+    masked = TokenBatch(wider, torch.arange(wider.shape[1]).expand(wider.shape[:2]) < queries.shape[1])
+    plain = TokenBatch.pad(list(queries))
+    assert index.search(masked, 10, effort="colbert") == index.search(plain, 10, effort="colbert")
+    assert index.search(plain, 10, effort="colbert", n_probe=8) != index.search(plain, 10, effort="colbert")
+    assert [len(r.ids) for r in index.search(plain, 10, effort="colbert", n_candidates=8)] == [2] * len(queries)
+    assert index.search(plain, 10, {"7"}, effort="colbert", n_probe=10**6)[0].ids == ("7",)
+    with pytest.raises(UserError, match="n_probe=0 opens no list"):
+        index.search(plain, 10, effort="colbert", n_probe=0)
+    with pytest.raises(UserError, match="n_candidates=3 leaves none"):
+        index.search(plain, 10, effort="colbert", n_candidates=3)
+    with pytest.raises(UserError, match="effort 'quick' is unknown"):
+        index.search(plain, 10, effort="quick")
+
+
+def test_the_preset_looks_at_the_first_rows_only(opened, monkeypatch):
+    """Candidates of a long query come from its first query_maxlen rows; a longer maxlen finds others."""
+    *_, tensors, index = opened
+    long = TokenBatch.pad([tensors["longq_emb"][0]])
+    assert long.embeddings.shape[1] > 32
+    before = index.search(long, 50, effort="colbert", n_probe=1)
+    facts = index.config if hasattr(index, "config") else index.manifest["options"]
+    monkeypatch.setitem(facts, "query_maxlen", 1)
+    assert index.search(long, 50, effort="colbert", n_probe=1) != before
+
+
+def test_an_index_as_it_lies_follows_the_protocol(case, capsys):
+    *_, tensors, theirs = case
+    index = open_index(theirs.path, encoder={"family": "colbert"}, device="cpu")
+    assert "cannot be checked" in capsys.readouterr().err
+    assert list(index.ids()) == [str(i) for i in range(len(index))] and index.manifest["encoder"] == {}
+    assert index.find(["0", "12", "00", "x", "-1", str(len(index))]).tolist() == [0, 12, -1, -1, -1, -1]
+    found = dict(index.vectors())
+    assert list(found) == list(index.ids())
+    assert torch.equal(torch.from_numpy(found["5"]), index.decompress([5]))
+    assert index.verify() == [] and index.stats()["vectors"] == len(index.codes)
+    queries = TokenBatch.pad(list(tensors["query_emb"]))
+    exhaustive = index.search(queries, 5, effort="exhaustive")
+    truth = torch.stack([index.exact_scores(q, floor=None) for q in tensors["query_emb"]]).topk(5)
+    assert [r.ids for r in exhaustive] == [tuple(map(str, row)) for row in truth.indices.tolist()]
+
+
+@pytest.mark.parametrize("name", ["centroids.pt", "buckets.pt", "0.codes.pt", "0.residuals.pt", "ivf.pid.pt"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_verify_names_a_damaged_file(case, tmp_path, name, damage):
+    folder = copied(case[3].path, tmp_path / "index")
+    spoil(folder / name, damage)
+    if name != "centroids.pt" or damage != "missing":
+        assert any(name in problem for problem in open_index(folder).verify())
+    assert any(name in problem for problem in ColbertAIIndex(folder).verify())
+
+
+def copied(source: Path, dest: Path) -> Path:
+    dest.mkdir(parents=True)
+    for file in source.iterdir():
+        (dest / file.name).write_bytes(file.read_bytes())
+    return dest
+
+
+def spoil(file: Path, damage: str) -> None:
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        with zipfile.ZipFile(file) as archive:  # the middle of its largest tensor; between them there is padding
+            largest = max(archive.infolist(), key=lambda i: i.file_size)
+        head = largest.header_offset
+        start = head + 30 + sum(struct.unpack("<HH", data[head + 26 : head + 30]))
+        middle = start + largest.file_size // 2
+        file.write_bytes(data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :])
 
 
 def test_pruning_ties_go_to_the_larger_passage_number():

@@ -338,3 +338,14 @@ def test_buckets_make_the_squared_error_small():
         cutoffs, weights = fit_buckets(values, nbits)
         error = (values - weights[torch.bucketize(values, cutoffs)]).square().mean()
         assert abs(float(error) / known - 1) < 0.05, (nbits, float(error))
+
+
+def test_residuals_read_document_by_document_are_those_of_the_map(built, monkeypatch):
+    """As is done for large indexes."""
+    ways = [{"effort": "fast"}, {"effort": "balanced"}, {"n_probe": 1, "n_candidates": 30}]
+    mapped = [built[4].search(QUERIES, 30, **way) for way in ways]
+    monkeypatch.setattr(cpu, "MAPPED_BYTES", 0)
+    calls, fetch = [], cpu.kernels.fetch
+    monkeypatch.setattr(cpu.kernels, "fetch", lambda *a: calls.append(len(a[4])) or fetch(*a))
+    assert [built[4].search(QUERIES, 30, **way) for way in ways] == mapped
+    assert calls and max(calls) <= 2000

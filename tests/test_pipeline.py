@@ -278,7 +278,7 @@ def test_a_killed_stage_goes_on_where_it_was(finished, tmp_path, stage):
         "train": [sys.executable, "train_retrieval.py", "--config_path", str(config), f"run.out={tmp_path / 'run'}",
                   "train.steps=40", "train.save_every=2", "train.eval_every=40", "train.eval_first=false"],
         "index": [sys.executable, "-m", "runs.run_indexer", "--config_path", str(config), "--checkpoint",
-                  str(root / "run"), f"index.path={tmp_path / 'index'}", "index.options.chunk_docs=2"],
+                  str(root / "run"), f"index.path={tmp_path / 'index'}"],
     }[stage]  # fmt: skip
     watched = tmp_path / ("run/checkpoints/latest.json" if stage == "train" else "index")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

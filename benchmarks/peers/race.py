@@ -12,7 +12,7 @@ BYTES_ALLOWED = 1.05  # of the peer's bytes per vector
 NOT_REACHED = "not reached"
 TOO_LARGE = f"ours has more than {BYTES_ALLOWED} x its bytes per vector"
 
-CANDIDATES = (64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 2048)
+CANDIDATES = (64, 80, 100, 128, 160, 192, 256, 384, 512)
 PROBES = (1, 2, 4, 8, 16)
 OURS = [{"n_probe": p, "n_candidates": c} for c in CANDIDATES for p in PROBES]
 """Our settings; which is cheaper than which is measured, not assumed."""

@@ -1,0 +1,529 @@
+"""Kills, full disks, damaged files and two writers: nothing is lost, and nothing is silently wrong.
+
+The kills and the damage run in one process of its own (``drive``), which forks for every case: a fork of a warm
+process costs milliseconds where a new one costs seconds.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from index import exact, manifest, open_index, plaid, plaid_build, stored, stream
+from tests.conftest import FULL
+from tests.index_cases import ENCODER, ROOT, corpus, questions, snapshot
+
+DOCS = corpus(90, rows=(1, 9))
+DOCS[7] = ("doc-7", np.zeros((0, 32), np.float32))
+QUERIES = questions(DOCS, 3, 7)
+INDEX = {"plaid": plaid.Index, "exact": exact.Index}
+OPERATIONS = [f"{what}-{kind}" for what in ("build", "add", "delete", "compact") for kind in INDEX]
+
+
+def many_blocks() -> None:
+    stream.BLOCK_DOCS, plaid_build.ENCODE_ROWS, stored.COPY_ROWS = 12, 90, 90
+
+
+def perform(operation: str, path: Path) -> None:
+    what, kind = operation.split("-")
+    if what == "build":
+        INDEX[kind].build(path, DOCS[:60], dim=32, encoder=ENCODER)
+    elif what == "add":
+        INDEX[kind].open(path).add(DOCS[60:])
+    elif what == "delete":
+        INDEX[kind].open(path).delete([f"doc-{i}" for i in range(20, 45)])
+    else:
+        INDEX[kind].open(path).compact()
+
+
+def begin(operation: str, path: Path) -> None:
+    """What is there before the operation."""
+    what, kind = operation.split("-")
+    steps = {"build": [], "add": ["build", "delete"], "delete": ["build", "add"], "compact": ["build", "delete", "add"]}
+    for step in steps[what]:
+        perform(f"{step}-{kind}", path)
+
+
+def answers(path: Path) -> list:
+    index = open_index(path)
+    k = min(30, len(index))
+    efforts = ("fast", "exhaustive") if isinstance(index, plaid.Index) else (None,)
+    return [index.ids(), *(index.search(QUERIES, k, effort=effort) for effort in efforts)]
+
+
+# -- kills -------------------------------------------------------------------------------------------------------------
+
+
+def count_events(at: int, seed: int) -> list[int]:
+    """Count what changes the disk, and at event number ``at`` die before it, or in the middle of it."""
+    seen, rng, starts = [0], random.Random(seed), {}
+    real_fsync, real_open = os.fsync, builtins.open
+
+    def event(fd: int | None = None) -> None:
+        seen[0] += 1
+        if seen[0] == at:
+            if fd is not None and fd in starts and rng.random() < 0.7:  # what was written is there in part
+                os.ftruncate(fd, rng.randint(starts[fd], max(starts[fd], os.fstat(fd).st_size)))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def fsync(fd: int) -> None:  # nothing here asks for more than the death of a process
+        event(fd)
+
+    def opened(file, mode="r", *args, **kwargs):
+        if not set(mode) & set("wa+x"):
+            return real_open(file, mode, *args, **kwargs)
+        event()
+        handle = real_open(file, mode, *args, **kwargs)
+        starts[handle.fileno()] = os.fstat(handle.fileno()).st_size
+        return handle
+
+    def counted(function):
+        def called(*args, **kwargs):
+            event()
+            return function(*args, **kwargs)
+
+        return called
+
+    os.fsync, builtins.open = fsync, opened
+    for name in ("replace", "unlink", "rmdir", "mkdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    assert real_fsync is not os.fsync
+    return seen
+
+
+def forked(function) -> tuple[int, str]:
+    """function() in a fork -> (the signal that ended it or 0, what it returned or raised)."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            os.close(read)
+            sys.stderr = open(os.devnull, "w")
+            try:
+                text = str(function())
+            except BaseException:
+                text = traceback.format_exc()
+            os.write(write, text.encode()[-4000:])
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        text = pipe.read().decode(errors="replace")
+    return os.waitpid(child, 0)[1] & 0x7F, text
+
+
+def killed(operation: str, path: Path, at: int, seed: int) -> bool:
+    """Whether the operation came to its event ``at``, where it was killed."""
+
+    def run() -> int:
+        seen = count_events(at, seed)
+        perform(operation, path)
+        return seen[0]
+
+    ended, text = forked(run)
+    assert ended in (0, signal.SIGKILL), f"signal {ended}"
+    assert ended or text.isdigit(), text
+    return bool(ended)
+
+
+def drive_kills(root: Path) -> dict[str, list]:
+    """operation -> [[number of the event, whether the change was in force, what was wrong], ...]."""
+    many_blocks()
+    report: dict[str, list] = {}
+    for operation in OPERATIONS:
+        before, whole = root / f"{operation}-before", root / f"{operation}-whole"
+        begin(operation, before)
+        for _ in range(2):  # the second time nothing is compiled or loaded any more
+            shutil.rmtree(whole, ignore_errors=True)
+            if before.exists():
+                shutil.copytree(before, whole)
+            perform(operation, whole)
+        wanted = snapshot(whole)
+        old, new = answers(before) if before.exists() else None, answers(whole)
+        trial = root / "trial"
+
+        def again(trial=trial, before=before) -> Path:
+            shutil.rmtree(trial, ignore_errors=True)
+            if before.exists():
+                shutil.copytree(before, trial)
+            return trial
+
+        _, text = forked(lambda op=operation, again=again: (count_events(-1, 0), perform(op, again()))[0][0])
+        points = list(range(1, int(text) + 1))
+        rng = random.Random(operation)
+        report[operation] = []
+        # (a list of one point is one kill; the last case is killed again and again on its way)
+        cases = [[p] for p in (points if FULL else sorted(rng.sample(points, min(len(points), 9))))]
+        cases.append([rng.randint(1, len(points)) for _ in range(6)])
+        for case in cases:
+            again()
+            done, problem = False, ""
+            try:
+                for at in case:
+                    if done or not killed(operation, trial, at, rng.randrange(10**9)):
+                        break
+                    done = (trial / "manifest.json").is_file() and snapshot_of(trial) == snapshot_of(whole)
+                check_killed(operation, trial, done, old, new, wanted)
+            except Exception:
+                problem = traceback.format_exc()[-2000:]
+            report[operation].append([case, done, problem])
+    return report
+
+
+def snapshot_of(path: Path) -> bytes:
+    return (path / "manifest.json").read_bytes()
+
+
+def check_killed(operation: str, path: Path, done: bool, old: list | None, new: list, wanted: dict) -> None:
+    if done or old is not None:
+        index = open_index(path)
+        assert index.verify() == []
+        assert answers(path) == (new if done else old)
+    else:
+        with pytest.raises(UserError, match="there is no index|incomplete"):
+            open_index(path)
+    if not done:
+        perform(operation, path)
+    elif operation.startswith("build"):
+        with pytest.raises(UserError, match="already holds a complete index"):
+            perform(operation, path)
+    else:
+        open_index(path).discard_add()  # any change tidies first
+    found = snapshot(path)
+    assert sorted(found) == sorted(wanted)
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def damages(path: Path, rng: random.Random) -> list[tuple[str, bytes | None]]:
+    """Contents that a file may have instead of its own; None: removed."""
+    content = path.read_bytes()
+    out: list[tuple[str, bytes | None]] = [("removed", None)]
+    if not content:
+        return out
+    out += [("cut", content[: rng.randrange(len(content))]), ("cut by one byte", content[:-1])]
+    spots = [rng.randrange(min(len(content), 128)), *(rng.randrange(len(content)) for _ in range(20 if FULL else 3))]
+    for spot in spots:
+        flipped = bytearray(content)
+        flipped[spot] ^= 1 << rng.randrange(8)
+        if path.name == "manifest.json" and b'"checksum"' not in flipped:
+            continue  # without the name of the checksum there is none; the rest is whole then
+        out.append((f"bit flipped in byte {spot}", bytes(flipped)))
+    return out
+
+
+def look_at(path: Path, name: str) -> str:
+    """Open, verify and search a damaged index: what was wrong with how it answered, or nothing."""
+    try:
+        index = open_index(path)
+    except UserError as error:
+        return "" if name in str(error) else f"open said: {error}"
+    problems = index.verify()
+    if not any(name in problem for problem in problems):
+        return f"verify said: {problems}"
+    for effort in ("fast", "balanced", "exhaustive") if isinstance(index, plaid.Index) else (None,):
+        for allowed in (None, {"doc-50", "doc-61"}):
+            with contextlib.suppress(UserError):
+                index.search(QUERIES, 2, allowed, effort=effort)
+    with contextlib.suppress(UserError):
+        index.ids()
+    with contextlib.suppress(UserError):
+        list(index.vectors())
+    with contextlib.suppress(UserError):
+        index.compact()
+    return ""
+
+
+def drive_damage(root: Path) -> dict[str, list]:
+    """kind -> [[file, damage, what was wrong], ...]."""
+    report: dict[str, list] = {}
+    for kind in INDEX:
+        path = root / kind
+        begin(f"compact-{kind}", path)
+        answers(path)
+        assert len(open_index(path).segments) == 2
+        rng, report[kind] = random.Random(kind), []
+        for file in sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file()):
+            for how, content in damages(path / file, rng):
+                trial = root / "trial"
+                shutil.copytree(path, trial)
+                (trial / file).unlink() if content is None else (trial / file).write_bytes(content)
+                ended, text = forked(lambda trial=trial, file=file: look_at(trial, file.name))
+                report[kind].append([str(file), how, f"killed by signal {ended}" if ended else text])
+                shutil.rmtree(trial)
+    return report
+
+
+def drive(what: str, root: str) -> None:
+    report = {"kills": drive_kills, "damage": drive_damage}[what](Path(root))
+    print(json.dumps(report))
+
+
+def driven(what: str, root: Path) -> dict[str, list]:
+    """``drive`` in a process that has one thread, so that it may fork."""
+    code = f"import torch; torch.set_num_threads(1); from tests.test_index_faults import drive; drive({what!r}, {str(root)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def kills(tmp_path_factory):
+    return driven("kills", tmp_path_factory.mktemp("kills"))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_kill_loses_nothing_and_the_same_command_ends_with_the_same_bytes(kills, operation):
+    cases = kills[operation]
+    assert [case for case in cases if case[2]] == []
+    assert any(not done for _, done, _ in cases) and len(cases) >= 8
+
+
+def test_enough_kills(kills):
+    assert sum(len(cases) for cases in kills.values()) >= 50
+
+
+@pytest.fixture(scope="module")
+def damage(tmp_path_factory):
+    return driven("damage", tmp_path_factory.mktemp("damage"))
+
+
+@pytest.mark.parametrize("kind", INDEX)
+def test_every_damaged_file_is_named_and_nothing_crashes(damage, kind):
+    cases = damage[kind]
+    assert [case for case in cases if case[2]] == []
+    files = {case[0] for case in cases}
+    assert {"manifest.json", "spec.json", "deleted-00001.npy", "seg-00001/segment.json"} <= files
+    assert len(files) == (27 if kind == "plaid" else 17) and len(cases) > 5 * len(files)
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """resize(kilobytes) of a file system of its own at ``path``."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options: str) -> bool:
+        return subprocess.run(["mount", *options, str(place)], capture_output=True).returncode == 0
+
+    if shutil.which("mount") is None or not mount("-t", "tmpfs", "-o", "size=1m", "tmpfs"):
+        pytest.skip("no file system may be mounted here")
+
+    def resize(kilobytes: int) -> None:
+        assert mount("-o", f"remount,size={kilobytes}k")
+
+    yield place, resize
+    subprocess.run(["umount", str(place)], check=True)
+
+
+FULL_DISK = r"the disk of '.*' is full \(.*\); free space and run the same command, it goes on"
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_full_disk(small_disk, tmp_path, operation):
+    place, resize = small_disk
+    whole = tmp_path / "whole"
+    begin(operation, whole)
+    old = answers(whole) if whole.exists() else None
+    path = place / "i"
+    if whole.exists():
+        shutil.copytree(whole, path)
+    perform(operation, whole)
+    used = sum(-(-p.stat().st_size // 4096) * 4 for p in place.rglob("*") if p.is_file())
+    need = sum(-(-p.stat().st_size // 4096) * 4 for p in whole.rglob("*") if p.is_file())
+    full = 0
+    steps = [0, 4, 8] if operation.startswith("delete") else range(0, need + 8, 4 if FULL else 12)
+    for more in steps:
+        resize(max(4, used + more))
+        try:
+            perform(operation, path)
+            break
+        except UserError as error:
+            assert pytest.raises(UserError, match=FULL_DISK) and "is full" in str(error)
+            full += 1
+        if old is not None:
+            assert open_index(path).verify() == [] and answers(path) == old
+    assert full >= (1 if operation.startswith("delete") else 3)
+    resize(8192)
+    if snapshot_of_or_none(path) != snapshot_of(whole):
+        perform(operation, path)
+    assert snapshot(path) == snapshot(whole)
+
+
+def snapshot_of_or_none(path: Path) -> bytes | None:
+    return snapshot_of(path) if (path / "manifest.json").is_file() else None
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_disk_that_is_full_at_any_moment(tmp_path, monkeypatch, operation):
+    """As above where nothing may be mounted: every write to disk fails in turn."""
+    before, whole, path = tmp_path / "before", tmp_path / "whole", tmp_path / "i"
+    begin(operation, before)
+    for copy in (whole, path):
+        if before.exists():
+            shutil.copytree(before, copy)
+    perform(operation, whole)
+    old = answers(before) if before.exists() else None
+    committed: list[int] = []
+    for at in itertools.count(1, 1 if FULL or operation.startswith("delete") else 3):
+        seen = [0]
+
+        def fsync(fd: int, seen=seen, at=at) -> None:
+            seen[0] += 1
+            if seen[0] == at:
+                raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", fsync)
+            try:
+                perform(operation, path)
+                break
+            except UserError as error:
+                assert "is full" in str(error) and "run the same command" in str(error)
+        if snapshot_of_or_none(path) == snapshot_of(whole):
+            committed.append(at)  # the folder's own entry could not be flushed: the change is in force
+            break
+        if old is not None:
+            assert answers(path) == old
+    assert at > 1
+    if snapshot_of_or_none(path) != snapshot_of(whole):
+        perform(operation, path)
+    elif committed and not operation.startswith("build"):
+        open_index(path).discard_add()
+    elif committed:
+        with pytest.raises(UserError, match="already holds a complete index"):
+            perform(operation, path)
+    assert snapshot(path) == snapshot(whole)
+
+
+def test_other_errors_of_the_disk_are_not_called_full(tmp_path):
+    with pytest.raises(PermissionError), manifest.exclusive(tmp_path / "i"):
+        raise PermissionError(13, "Permission denied")
+
+
+# -- two writers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", INDEX)
+def test_one_writer_at_a_time(tmp_path, kind):
+    index = INDEX[kind]
+
+    def meanwhile(attempts):
+        for i, item in enumerate(DOCS):
+            if i == 30:
+                for attempt in attempts:
+                    with pytest.raises(UserError, match="another process is writing the index .*; wait until"):
+                        attempt()
+            yield item
+
+    index.build(
+        tmp_path / "i",
+        meanwhile([lambda: index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)]),
+        dim=32,
+        encoder=ENCODER,
+    )
+    other = index.open(tmp_path / "i")
+    others = [
+        lambda: other.add([("x", DOCS[0][1])]),
+        lambda: other.delete(["doc-1"]),
+        other.compact,
+        lambda: other.rebuild(keep_codec=False),
+        other.discard_add,
+    ]
+    report = index.open(tmp_path / "i").add((f"new-{i}", v) for i, v in meanwhile(others))
+    assert report["documents"] == 90 and len(other) == 90
+    other.delete(["new-doc-1"])  # the lock is free, and what it did not see is seen
+    assert len(other) == 179 and other.verify() == []
+
+
+WAITING = """
+from tests.test_index_faults import *
+def slow():
+    yield from DOCS[:40]
+    print("ready", flush=True)
+    time.sleep(60)
+stream.BLOCK_DOCS = 12
+exact.Index.build(sys.argv[1], slow(), dim=32, encoder=ENCODER)
+"""
+
+
+def test_the_lock_of_a_killed_builder_is_free(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(tmp_path / "i")], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match="another process is writing"):
+            exact.Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert exact.Index.committed(tmp_path / "i") == 36
+    assert len(exact.Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)) == 90
+
+
+# -- a killed add ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", INDEX)
+def test_a_stopped_add_goes_on_or_is_forgotten(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("index.stream.BLOCK_DOCS", 12)
+    path, whole = tmp_path / "i", tmp_path / "whole"
+    for one in (path, whole):
+        begin(f"add-{kind}", one)
+    perform(f"add-{kind}", whole)
+    index = INDEX[kind].open(path)
+    old = answers(path)
+
+    def stopped():
+        yield from DOCS[60:89]
+        raise KeyboardInterrupt
+
+    assert index.adding() == 0
+    with pytest.raises(KeyboardInterrupt):
+        index.add(stopped())
+    assert index.adding() == 24 and answers(path) == old and index.verify() == []
+    with pytest.raises(UserError, match=r"another add .* killed after 24 documents; .* discard_add\(\)"):
+        index.add(DOCS[61:])
+    with pytest.raises(UserError, match="another add"):
+        index.add(DOCS[60:70])
+    index.add((i, v if n >= 24 else None) for n, (i, v) in enumerate(DOCS[60:]))
+    assert index.adding() == 0 and snapshot(path) == snapshot(whole)
+    # Forgotten, by name and by a compaction; a compaction that was stopped is no add.
+    for forget in (index.discard_add, index.compact):
+        with pytest.raises(KeyboardInterrupt):
+            index.add((f"{i}-again", v) for i, v in stopped())
+        assert index.adding() == 24
+        forget()
+        assert index.adding() == 0 and index.verify() == []
+    index.delete(["doc-1"])
+    monkeypatch.setattr("index.stored.COPY_ROWS", 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(index), "_complete", lambda *_: time.sleep("no"))
+        with pytest.raises(TypeError):
+            index.compact()
+    assert index.adding() == 0
+    index.add([("last", DOCS[0][1])])
+    assert index.ids()[-1] == "last" and index.verify() == []
