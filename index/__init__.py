@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import read_json
+from core.files import read_json, restore_folder
 from core.protocols import Index
 
 AUTO_EXACT_BELOW = 1000
@@ -26,8 +27,11 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
     """
     path = Path(path)
     manifest = path / "manifest.json"
+    if not path.is_dir():  # a rebuild may be putting its folder here this moment; a killed one left the old one aside
+        time.sleep(0.1)
+        restore_folder(path)
     facts = read_json(manifest, "index manifest") if manifest.is_file() else {"format": "exact"}
-    name, built_by = facts.get("format"), facts.get("encoder") or {}
+    name, built_by = (facts.get("format"), facts.get("encoder")) if isinstance(facts, dict) else ("exact", None)
     if not manifest.is_file() and path.is_dir() and not (path / "spec.json").is_file():
         from index.colbert_ai import ColbertAIIndex, is_colbert_ai
 
@@ -42,7 +46,9 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
         raise UserError(
             f"'{path}' holds an index of format {name!r}, which this version does not know; build it again."
         )
-    if encoder is not None and built_by.get("written_by") == "colbert-ai":  # see ``index.convert``
+    if (
+        encoder is not None and isinstance(built_by, dict) and built_by.get("written_by") == "colbert-ai"
+    ):  # see ``index.convert``
         from index.colbert_ai import cannot_compare
 
         cannot_compare(path, built_by.get("checkpoint"))

@@ -48,8 +48,9 @@ class ColbertAIIndex:
         try:
             self.config: dict[str, Any] = self.metadata["config"]
             self.chunks = range(self.metadata["num_chunks"])
-        except (KeyError, TypeError) as error:
-            raise damaged(self.path / "metadata.json", f"no {error}") from None
+            self.nbits, self.query_maxlen = int(self.config["nbits"]), int(self.config.get("query_maxlen", 32))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(self.path / "metadata.json", f"{type(error).__name__}: {error}") from None
 
     @classmethod
     def open(cls, path: str | Path, encoder: dict | None = None, device: str = "cpu") -> ColbertAIIndex:
@@ -98,20 +99,20 @@ class ColbertAIIndex:
 
     @cached_property
     def codec(self) -> Codec:
-        cutoffs, weights = self.load("buckets.pt")
-        codec = Codec(self.load("centroids.pt").float(), cutoffs.float(), weights.float(), unit=True)
-        if codec.nbits != self.config["nbits"]:
-            said = self.config["nbits"]
-            raise UserError(f"'{self.path}' says nbits={said} but buckets.pt has {codec.nbits}; build it again.")
+        buckets, centroids = self.load("buckets.pt"), self.load("centroids.pt")
+        try:
+            codec = Codec(centroids.float(), buckets[0].float(), buckets[1].float(), unit=True)
+            if centroids.ndim != 2 or not centroids.isfinite().all() or len(buckets[0]) != len(buckets[1]) - 1:
+                raise ValueError("wrong shape, NaN or infinity")
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+            raise damaged(self.path / "centroids.pt' or 'buckets.pt", error) from None
+        if codec.nbits != self.nbits:
+            raise UserError(f"'{self.path}' says nbits={self.nbits} but buckets.pt has {codec.nbits}; build it again.")
         return codec
 
     @property
     def dim(self) -> int:
         return self.codec.dim
-
-    @property
-    def query_maxlen(self) -> int:
-        return self.config["query_maxlen"]
 
     @cached_property
     def doclens(self) -> Tensor:
@@ -142,7 +143,11 @@ class ColbertAIIndex:
     def ivf(self) -> tuple[Tensor, Tensor]:
         """Passage numbers of all lists one after another [n] int64, and their lengths [K] int64."""
         pids, lengths = self.load("ivf.pid.pt")
-        if int(lengths.sum()) > len(pids) or (len(pids) and int(pids.max()) >= len(self)):
+        if (
+            len(lengths) != len(self.codec.centroids)
+            or int(lengths.sum()) > len(pids)
+            or (len(pids) and int(pids.max()) >= len(self))
+        ):
             raise damaged(self.path / "ivf.pid.pt", "its lists do not fit the passages")
         # colbert-ai saves its lists with a tail of zeros (room for strided reads); it belongs to no list.
         return pids[: int(lengths.sum())].long(), lengths.long()

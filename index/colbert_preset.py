@@ -83,7 +83,8 @@ def search(
     n_probe, threshold, n_candidates: colbert-ai's ncells, centroid_score_threshold and ndocs, by default what it picks
     for k. A quarter of n_candidates is scored, so a ranking may be shorter than k. Candidates come from the first
     query_maxlen rows: what the converted index was made for, otherwise QUERY_MAXLEN. Deleted and forbidden documents
-    are taken out before pruning, as colbert-ai's filter_fn does. Runs on CPU.
+    are taken out before pruning, as colbert-ai's filter_fn does. Runs on CPU; every member of a
+    group does all of it.
     """
     chosen = Parameters.chosen(k, n_probe, threshold, n_candidates)
     emb = check_queries(queries, index.dim, "cpu")

@@ -20,9 +20,9 @@ from core.files import read_json, sha256, write_json
 from core.progress import progress
 from index import plaid, plaid_build
 from index.colbert_ai import ColbertAIIndex, is_colbert_ai
+from index.manifest import MANIFEST, SPEC, begin, exclusive, finished, read_manifest
 from index.plaid_build import CENTROIDS, CODEBOOK, FIRST, FORMAT
 from index.segment import Segment, SegmentWriter, hashes, save_array
-from index.stored import MANIFEST, SPEC, begin, exclusive, finished, read_manifest
 from index.stream import BLOCK_DOCS, BLOCK_ROWS, Known, check_id
 
 ENCODER = "colbert-ai"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from index import kernels, threads
+from index import kernels, scoring, threads
 from index.codec import Codec, unpack_table
 from index.common import NO_VECTORS, top_keys
 from index.ivf import InvertedLists
@@ -33,7 +33,9 @@ class Look:
     step: float
     """One unit of ``products`` as a similarity."""
     floats: np.ndarray
-    """[tiles, D, 32] float32 (flat): the rows in the decoder's order of dimensions."""
+    """[T, D] float32: the rows in the decoder's order of dimensions, D filled up to a multiple of 16."""
+    row_step: float
+    """The value of 1 in tiles8."""
     tiles8: np.ndarray
     """[tiles, width, 32] int8 (flat): the rows as integers."""
 
@@ -60,8 +62,9 @@ class CpuCodec:
         floats[:, :dim] = centroids[:, self.order]
         integers = np.full((self.n_centroids, self.width), 128, np.uint8)
         integers[:, :dim] = codec.integers.numpy()[:, self.order].astype(np.int16) + 128
-        self.decoder = (floats, np.ascontiguousarray(weights[0], np.float32), per, bytes_, codec.unit)
-        self.coder = (integers, np.ascontiguousarray(weights[1]), per, bytes_)
+        self.decoder = (floats, np.ascontiguousarray(weights[0], np.float32), per, bytes_, codec.unit, dim)
+        self.longest = float(np.sqrt(np.square(floats).sum(1).max())) + float(np.abs(weights[0]).max()) * dim**0.5
+        self.coder = (integers, np.ascontiguousarray(weights[1]), per, bytes_, dim)
 
     def look(self, query: np.ndarray) -> Look:
         """query [T, D] float32 with T >= 1."""
@@ -80,11 +83,25 @@ class CpuCodec:
         low, high = kernels.extremes(products, tiles, k, rows)
         table = np.empty(tiles * k * TILE, np.uint8)
         kernels.make_table(products, tiles, k, rows, low, table_scale(low, high), table)
-        return Look(products, table, tiles, rows, float(top) / self.levels * self.step, kernels.tiles(query), tiles8)
+        wide = np.zeros((rows, self.decoder[0].shape[1]), np.float32)
+        wide[:, : self.dim] = query
+        row_step = top / np.float32(self.levels)
+        return Look(products, table, tiles, rows, float(top) / self.levels * self.step, wide, float(row_step), tiles8)
+
+    def margin(self, look: Look) -> np.float32:
+        """Similarity within which integer products do not tell which of two vectors is nearer: six deviations.
+
+        An entry of a row is rounded once (variance row_step^2 / 12), one of a vector twice (step^2 / 6), and two
+        products are compared.
+        """
+        row = float(np.sqrt(np.square(look.floats).sum(1).max()))
+        vector = 1.0 if self.decoder[4] else self.longest
+        variance = (look.row_step * vector) ** 2 / 12 + (self.step * row) ** 2 / 6
+        return np.float32(6 * np.sqrt(2 * variance))
 
     def floats(self, rows: np.ndarray) -> np.ndarray:
         """rows [R, D] float32 -> [tiles, D, 32] (flat), for the rescoring loops."""
-        return kernels.tiles(rows[:, self.order])
+        return scoring.tiles(rows[:, self.order])
 
     def opened(self, look: Look, n_probe: int, floor: int) -> np.ndarray:
         """[K] uint8: the centroids whose lists are opened."""
@@ -142,11 +159,25 @@ class CpuPart:
 
         def integers(here: np.ndarray) -> np.ndarray:
             scores = np.empty(len(here), np.int32)
-            kernels.score_integers(*self._rows(here), self.codec.coder, look.tiles8, scores)
+            scoring.score_integers(*self._rows(here), self.codec.coder, look.tiles8, scores)
             return scores
 
         scores = threads.concatenate(integers, positions, 64)
         return top_keys((scores.astype(np.int64) << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
+
+    def close(self, look: Look, positions: np.ndarray) -> np.ndarray:
+        """[n] float32: MaxSim of the query with the decompressed documents at ascending positions."""
+        codec = self.codec
+        looked = (look.tiles8, look.floats, np.float32(look.row_step), np.float32(codec.step))
+        margin = codec.margin(look)
+
+        def work(here: np.ndarray) -> np.ndarray:
+            out = np.empty(len(here), np.float32)
+            rows = self._rows(here)
+            scoring.score_closely(*rows, codec.coder, codec.decoder, looked, margin, np.float32(NO_VECTORS), out)
+            return out
+
+        return threads.concatenate(work, positions, 16)
 
     def rescore(self, floats: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """[n, B] float32: MaxSim with the decompressed documents; ``starts`` [B + 1] divides the rows among queries."""
@@ -168,13 +199,13 @@ class CpuPart:
         codes = np.empty(offsets[-1], self.codes.dtype)
         width = self.codec.coder[3]
         residuals = np.empty(offsets[-1] * width, np.uint8)
-        if not kernels.fetch(self._descriptor, width, self.codes, self.offsets, positions, offsets, codes, residuals):
+        if not scoring.fetch(self._descriptor, width, self.codes, self.offsets, positions, offsets, codes, residuals):
             raise damaged(self.segment.path / "residuals.bin", "it ends early")
         return codes, residuals, offsets, np.arange(len(positions))
 
     def _score(self, codes, residuals, offsets, positions, floats, starts) -> np.ndarray:
         out = np.empty((len(positions), len(starts) - 1), np.float32)
-        kernels.score_residuals(
+        scoring.score_residuals(
             codes,
             residuals,
             offsets,

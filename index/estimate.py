@@ -212,9 +212,13 @@ def advice(stats: dict) -> list[str]:
     deleted, documents, segments = stats.get("deleted", 0), stats["documents"], stats.get("segments", 1)
     if deleted and deleted >= 0.1 * (documents + deleted):
         share = deleted / (documents + deleted)
-        out.append(f"{deleted} deleted documents ({share:.0%}) still take space; compact() gives it back.")
+        out.append(
+            f"{deleted} deleted documents ({share:.0%}) still take space; open_index(path).compact() gives it back."
+        )
     if segments > MANY_SEGMENTS:
-        out.append(f"{segments} segments make every search open as many lists; compact() makes one of them.")
+        out.append(
+            f"{segments} segments make every search open as many lists; open_index(path).compact() makes one of them."
+        )
     if stats["format"] == "colbert_ai":
         out.append("it is read whole into memory; python -m runs.convert_index makes a memory-mapped index of it.")
     return out

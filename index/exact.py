@@ -165,11 +165,11 @@ class Index(StoredIndex):
 
     def _compiled(self, emb: np.ndarray):
         """Scores [n, B] of a stretch of documents by the compiled loops."""
-        from index import kernels
+        from index import scoring
 
         rows = [q[q.any(-1)] for q in emb]
         starts = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
-        floats = kernels.tiles(np.concatenate(rows) if starts[-1] else emb[0, :1])
+        floats = scoring.tiles(np.concatenate(rows) if starts[-1] else emb[0, :1])
 
         def score(segment, first: int, last: int) -> np.ndarray:
             low, high = int(segment.offsets[first]), int(segment.offsets[last])
@@ -177,7 +177,7 @@ class Index(StoredIndex):
             vectors = vectors.view(np.uint16) if vectors.dtype == np.float16 else vectors
             out = np.empty((last - first, len(emb)), np.float32)
             offsets, positions = segment.offsets[first : last + 1] - low, np.arange(last - first)
-            kernels.score_vectors(vectors, self.dim, offsets, positions, floats, starts, np.float32(NO_VECTORS), out)
+            scoring.score_vectors(vectors, self.dim, offsets, positions, floats, starts, np.float32(NO_VECTORS), out)
             return out
 
         return score

@@ -19,7 +19,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.progress import progress
-from index.stored import exclusive
+from index.manifest import exclusive
 
 TABLE = "documents"
 """Name of the LanceDB table and of the Qdrant collection; LanceDB's columns are ``id`` and ``vectors``."""

@@ -1,10 +1,10 @@
-"""The hot loops of search and build on CPU, compiled by numba at first use and kept in its cache.
+"""The loops over centroids, on CPU: compiled by numba at first use and kept in its cache. (``index.scoring`` has those
+over vectors.)
 
 Everything here is single-threaded and lets other Python threads run (``nogil``); ``index.threads`` splits the work.
-``index.reference`` does the same in torch, and the tests hold them together. Arrays are flat and contiguous:
+``index.plain`` does the same in torch, and the tests hold them together. Arrays are flat and contiguous:
 
 tile      32 rows of integers for ``dot4``: [groups of 4 dimensions, 32 rows, 4] int8
-floats    32 rows of numbers for ``fma``: [D, 32] float32, D a multiple of 16
 table     one byte per centroid and row: [tiles, K, 32] uint8
 """
 
@@ -12,26 +12,17 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numba import types
 
 from index import simd
 from index.simd import dot4, load, load_int, splat, splat4, splat_int, store
 
 TILE = 32
-_jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+jit = numba.njit(nogil=True, cache=True, error_model="numpy")
+simd.forget_stale_code(__file__)
 LOWEST = np.int32(-(2**31))
-_pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uintp, types.int64))
 
 
-def tiles(rows):
-    """rows [R, D] float32 -> ``floats`` of all tiles, one after another; what is missing is zero."""
-    count, wide = -(-len(rows) // TILE), -(-rows.shape[1] // 16) * 16
-    padded = np.zeros((count * TILE, wide), np.float32)
-    padded[: len(rows), : rows.shape[1]] = rows
-    return np.ascontiguousarray(padded.reshape(count, TILE, wide).transpose(0, 2, 1)).reshape(-1)
-
-
-@_jit
+@jit
 def make_tile(rows, first, dim, levels, shared, tile, scales):
     """Rows first .. first + 31 of rows [n, dim] float32 as integers in [-levels, levels].
 
@@ -50,7 +41,7 @@ def make_tile(rows, first, dim, levels, shared, tile, scales):
             tile[(d // 4) * 128 + r * 4 + d % 4] = np.int8(np.rint(rows[first + r, d] * scale))
 
 
-@_jit
+@jit
 def centroid_products(centroids, width, tile, start, stop, out):
     """Integer products of centroids start .. stop - 1 with one tile -> out [K, 32] int32.
 
@@ -94,7 +85,7 @@ def centroid_products(centroids, width, tile, start, stop, out):
         k += 4
 
 
-@_jit
+@jit
 def nearest(points, dim, levels, centroids, width, bias, start, stop, codes):
     """codes[i] = argmax over k of points[i] . centroid k - bias[k], for the tiles start .. stop - 1 of points [n, D].
 
@@ -138,14 +129,14 @@ def nearest(points, dim, levels, centroids, width, bias, start, stop, codes):
             codes[t * TILE + r] = found[r]
 
 
-@_jit
+@jit
 def _better(product, scale, bias, k, best, arg):
     # The 128 * sum of the row that the unsigned bytes add is the same for every centroid.
     value = simd.fma(simd.to_float(product), scale, splat(-bias))
     return simd.larger(value, best), simd.where_larger(value, best, splat_int(np.int32(k)), arg)
 
 
-@_jit
+@jit
 def extremes(products, tiles, n_centroids, rows):
     """Smallest and largest of products [tiles, K, 32] int32 over the first ``rows`` rows."""
     low, high = np.int32(2**31 - 1), LOWEST
@@ -166,7 +157,7 @@ def extremes(products, tiles, n_centroids, rows):
     return low, high
 
 
-@_jit
+@jit
 def make_table(products, tiles, n_centroids, rows, low, scale, table):
     """table = uint8 of (products - low) * scale, for rows that do not exist 0."""
     scales = np.empty(TILE, np.float32)
@@ -182,7 +173,7 @@ def make_table(products, tiles, n_centroids, rows, low, scale, table):
             simd.store_bytes(table, at + 16, simd.mul(simd.to_float(y), s1))
 
 
-@_jit
+@jit
 def probe(products, tiles, n_centroids, rows, n_probe, floor, opened):
     """opened[k] = 1 for the n_probe largest products of every row that reach ``floor``; ties at the lower k.
 
@@ -227,7 +218,7 @@ def probe(products, tiles, n_centroids, rows, n_probe, floor, opened):
                     opened[cells[r, i]] = 1
 
 
-@_jit
+@jit
 def collect(opened, positions, starts, wanted, stamps, stamp, out):
     """Documents in the opened lists, each once -> their number; ``out`` [N] int32 gets them.
 
@@ -247,13 +238,13 @@ def collect(opened, positions, starts, wanted, stamps, stamp, out):
     return n
 
 
-@_jit
-def _within(code, n_centroids):
+@jit
+def within(code, n_centroids):
     """A damaged code must not read beside the table."""
     return min(np.intp(code), np.intp(n_centroids - 1))
 
 
-@_jit
+@jit
 def approximate(codes, offsets, positions, table, tiles, n_centroids, scores):
     """scores[i] = sum over rows of the largest table entry among the centroids of document positions[i]."""
     scores[:] = 0
@@ -262,249 +253,14 @@ def approximate(codes, offsets, positions, table, tiles, n_centroids, scores):
         for i in range(len(positions)):
             first, last = offsets[positions[i]], offsets[positions[i] + 1]
             if last > first:
-                best = simd.load_bytes(table, base + _within(codes[first], n_centroids) * TILE)
+                best = simd.load_bytes(table, base + within(codes[first], n_centroids) * TILE)
                 for r in range(first + 1, last):
-                    entry = simd.load_bytes(table, base + _within(codes[r], n_centroids) * TILE)
+                    entry = simd.load_bytes(table, base + within(codes[r], n_centroids) * TILE)
                     best = simd.larger_bytes(best, entry)
                 scores[i] += simd.total_bytes(best)
 
 
-@_jit
-def fetch(descriptor, width, codes, offsets, positions, local_offsets, local_codes, residuals):
-    """Copy the codes and read the residuals (``width`` bytes a row, from an open file) of documents -> all were read.
-
-    Through a map, one byte of a cached file can make megabytes resident; this reads what is asked for.
-    """
-    for i in range(len(positions)):
-        first, to = offsets[positions[i]], local_offsets[i]
-        n = local_offsets[i + 1] - to
-        for r in range(n):
-            local_codes[to + r] = codes[first + r]
-        done, wanted = np.int64(0), np.int64(n * width)
-        while done < wanted:
-            place = residuals.ctypes.data + np.uintp(to * width + done)
-            got = _pread(np.int32(descriptor), place, np.uintp(wanted - done), np.int64(first * width + done))
-            if got <= 0:
-                return False
-            done += got
-    return True
-
-
-@_jit
-def score_integers(codes, residuals, offsets, positions, coder, tiles8, scores):
-    """scores[i] = MaxSim of document positions[i] in integers: (centroid + weight) . row, all of one byte.
-
-    coder: (unsigned centroids [K, width], unsigned weights, per, bytes), see ``index.cpu``. tiles8: the query's tiles.
-    """
-    centroids, weights, per, bytes_ = coder
-    width = centroids.shape[1]
-    flat = centroids.reshape(-1)
-    tiles = len(tiles8) // (width * TILE)
-    longest = 1
-    for p in positions:
-        longest = max(longest, offsets[p + 1] - offsets[p])
-    vectors = np.zeros(longest * width, np.uint8)
-    scores[:] = 0
-    for i in range(len(positions)):
-        first, n = offsets[positions[i]], offsets[positions[i] + 1] - offsets[positions[i]]
-        if n > 0:
-            _rebuild(codes, residuals, first, n, flat, weights, per, bytes_, width, vectors)
-            for t in range(tiles):
-                scores[i] += _best_integers(vectors, n, width, tiles8[t * width * TILE : (t + 1) * width * TILE])
-
-
-@_jit
-def _rebuild(codes, residuals, first, n, centroids, weights, per, bytes_, width, vectors):
-    """Vectors first .. first + n - 1 in bytes: unsigned centroid + signed weight."""
-    k_all = len(centroids) // width
-    table, ones = simd.load_bytes16(weights, 0), simd.splat_byte(np.uint8((1 << (8 // per)) - 1))
-    for r in range(n):
-        at, base, to = (first + r) * bytes_, _within(codes[first + r], k_all) * width, r * width
-        if len(weights) == 16:  # one register of weights, one plane of dimensions per place in the byte
-            for plane in range(per):
-                shift = simd.splat_byte(np.uint8(8 - (plane + 1) * (8 // per)))
-                for j in range(0, bytes_, 16):
-                    index = simd.shift_bytes(simd.load_bytes16(residuals, at + j), shift)
-                    weight = simd.lookup_octets(table, simd.and_bytes(index, ones))
-                    place = plane * bytes_ + j
-                    store(vectors, to + place, simd.add_bytes(weight, simd.load_bytes16(centroids, base + place)))
-        else:  # the weights of every byte, ``per`` each
-            for j in range(bytes_):
-                byte = np.intp(residuals[at + j]) * per
-                for i in range(min(per, width - j * per)):
-                    vectors[to + j * per + i] = np.uint8(weights[byte + i] + centroids[base + j * per + i])
-
-
-@_jit
-def _best_integers(vectors, n, width, tile):
-    """Sum over 32 rows of the largest product with vectors [n, width]."""
-    minus0 = minus1 = splat_int(np.int32(0))
-    all128 = splat_int(np.int32(-2139062144))
-    for g in range(width // 4):
-        minus0 = dot4(minus0, all128, load_int(tile, g * 128))
-        minus1 = dot4(minus1, all128, load_int(tile, g * 128 + 64))
-    best0 = best1 = splat_int(LOWEST)
-    zero = splat_int(np.int32(0))
-    for r in range(0, n, 4):
-        p0, p1 = r * width, min(r + 1, n - 1) * width
-        p2, p3 = min(r + 2, n - 1) * width, min(r + 3, n - 1) * width
-        a0, a1, b0, b1, c0, c1, d0, d1 = zero, zero, zero, zero, zero, zero, zero, zero
-        for g in range(width // 4):
-            x, y = load_int(tile, g * 128), load_int(tile, g * 128 + 64)
-            v = splat4(vectors, p0 + 4 * g)
-            a0, a1 = dot4(a0, v, x), dot4(a1, v, y)
-            v = splat4(vectors, p1 + 4 * g)
-            b0, b1 = dot4(b0, v, x), dot4(b1, v, y)
-            v = splat4(vectors, p2 + 4 * g)
-            c0, c1 = dot4(c0, v, x), dot4(c1, v, y)
-            v = splat4(vectors, p3 + 4 * g)
-            d0, d1 = dot4(d0, v, x), dot4(d1, v, y)
-        best0 = simd.larger_int(best0, simd.larger_int(simd.larger_int(a0, b0), simd.larger_int(c0, d0)))
-        best1 = simd.larger_int(best1, simd.larger_int(simd.larger_int(a1, b1), simd.larger_int(c1, d1)))
-    best = simd.add_int(simd.sub_int(best0, minus0), simd.sub_int(best1, minus1))
-    return simd.total_int(best)
-
-
-@_jit
-def _best_rows(vectors, factors, n, dim, floats, t, best):
-    """best[0 .. 31] = per row of tile t the largest product with vectors [n, dim] times factors [n]; four at a time."""
-    best0 = best1 = splat(np.float32(-3e38))
-    base = t * dim * TILE
-    for r in range(0, n, 4):
-        r1, r2, r3 = min(r + 1, n - 1), min(r + 2, n - 1), min(r + 3, n - 1)
-        p0, p1, p2, p3 = r * dim, r1 * dim, r2 * dim, r3 * dim
-        zero = splat(np.float32(0))
-        a0, a1, b0, b1, c0, c1, d0, d1 = zero, zero, zero, zero, zero, zero, zero, zero
-        for d in range(dim):
-            x, y = load(floats, base + d * TILE), load(floats, base + d * TILE + 16)
-            v = splat(vectors[p0 + d])
-            a0, a1 = simd.fma(v, x, a0), simd.fma(v, y, a1)
-            v = splat(vectors[p1 + d])
-            b0, b1 = simd.fma(v, x, b0), simd.fma(v, y, b1)
-            v = splat(vectors[p2 + d])
-            c0, c1 = simd.fma(v, x, c0), simd.fma(v, y, c1)
-            v = splat(vectors[p3 + d])
-            d0, d1 = simd.fma(v, x, d0), simd.fma(v, y, d1)
-        f0, f1, f2, f3 = splat(factors[r]), splat(factors[r1]), splat(factors[r2]), splat(factors[r3])
-        a0, b0, c0, d0 = simd.mul(a0, f0), simd.mul(b0, f1), simd.mul(c0, f2), simd.mul(d0, f3)
-        a1, b1, c1, d1 = simd.mul(a1, f0), simd.mul(b1, f1), simd.mul(c1, f2), simd.mul(d1, f3)
-        best0 = simd.larger(best0, simd.larger(simd.larger(a0, b0), simd.larger(c0, d0)))
-        best1 = simd.larger(best1, simd.larger(simd.larger(a1, b1), simd.larger(c1, d1)))
-    store(best, 0, best0)
-    store(best, 16, best1)
-
-
-@_jit
-def _score(vectors, factors, n, dim, floats, tiles, starts, best, out, i):
-    """out[i, b] = sum of the best products of the rows starts[b] .. starts[b + 1] - 1."""
-    for t in range(tiles):
-        _best_rows(vectors, factors, n, dim, floats, t, best[t * TILE : (t + 1) * TILE])
-    for b in range(len(starts) - 1):
-        s = np.float32(0)
-        for r in range(starts[b], starts[b + 1]):
-            s += best[r]
-        out[i, b] = s
-
-
-@_jit
-def score_residuals(codes, residuals, offsets, positions, decoder, floats, starts, no_vectors, out):
-    """MaxSim of decompressed documents with the packed rows of all queries -> out [n, B] float32.
-
-    decoder: see ``index.codec.Decoder``. floats: the rows in its order of dimensions. starts [B + 1]: rows per query.
-    """
-    centroids, weights, per, width, unit = decoder
-    dim = centroids.shape[1]
-    tiles = len(floats) // (dim * TILE)
-    longest = 1
-    for p in positions:
-        longest = max(longest, offsets[p + 1] - offsets[p])
-    vectors, factors = np.zeros(longest * dim, np.float32), np.ones(longest, np.float32)
-    best = np.empty(tiles * TILE, np.float32)
-    flat = centroids.reshape(-1)
-    for i in range(len(positions)):
-        first, last = offsets[positions[i]], offsets[positions[i] + 1]
-        if last == first:
-            out[i, :] = no_vectors
-            continue
-        _decompress(codes, residuals, first, last - first, flat, weights, per, width, dim, unit, vectors, factors)
-        _score(vectors, factors, last - first, dim, floats, tiles, starts, best, out, i)
-
-
-@_jit
-def _decompress(codes, residuals, first, n, centroids, weights, per, width, dim, unit, vectors, factors):
-    """Vectors first .. first + n - 1: centroid + bucket weights; factors bring them to length 1 when ``unit``."""
-    k_all = len(centroids) // dim
-    table, ones = load(weights, 0), splat_int(np.int32((1 << (8 // per)) - 1))
-    for r in range(n):
-        at, base, to = (first + r) * width, _within(codes[first + r], k_all) * dim, r * dim
-        norm = splat(np.float32(0))
-        if len(weights) == 16:  # as in ``_rebuild``
-            for plane in range(per):
-                shift = splat_int(np.int32(8 - (plane + 1) * (8 // per)))
-                for j in range(0, width, 16):
-                    index = simd.shift_right(simd.load_octets(residuals, at + j), shift)
-                    value = simd.lookup(table, simd.and_int(index, ones))
-                    value = simd.add(value, load(centroids, base + plane * width + j))
-                    norm = simd.fma(value, value, norm)
-                    store(vectors, to + plane * width + j, value)
-        else:
-            for j in range(width):
-                byte = np.intp(residuals[at + j]) * per
-                for i in range(min(per, dim - j * per)):
-                    vectors[to + j * per + i] = weights[byte + i]
-            for j in range(0, dim, 16):
-                value = simd.add(load(vectors, to + j), load(centroids, base + j))
-                norm = simd.fma(value, value, norm)
-                store(vectors, to + j, value)
-        if unit:
-            factors[r] = np.float32(1) / max(np.sqrt(simd.total(norm)), np.float32(1e-12))
-
-
-@_jit
-def score_vectors(rows, dim, offsets, positions, floats, starts, no_vectors, out):
-    """As ``score_residuals`` for stored vectors: rows float32, or uint16 with the bits of float16."""
-    wide = -(-dim // 16) * 16
-    tiles = len(floats) // (wide * TILE)
-    longest = 1
-    for p in positions:
-        longest = max(longest, offsets[p + 1] - offsets[p])
-    vectors, factors = np.zeros(longest * wide, np.float32), np.ones(longest, np.float32)
-    best = np.empty(tiles * TILE, np.float32)
-    for i in range(len(positions)):
-        first, last = offsets[positions[i]], offsets[positions[i] + 1]
-        if last == first:
-            out[i, :] = no_vectors
-            continue
-        for r in range(first, last):
-            widen(rows, r * dim, dim, vectors, (r - first) * wide)
-        _score(vectors, factors, last - first, wide, floats, tiles, starts, best, out, i)
-
-
-def widen(rows, at, dim, vectors, to):
-    """One stored row as float32."""
-
-
-@numba.extending.overload(widen)
-def _widen(rows, at, dim, vectors, to):
-    if rows.dtype == types.uint16:
-
-        def halves(rows, at, dim, vectors, to):
-            whole = dim // 16 * 16
-            for j in range(0, whole, 16):
-                store(vectors, to + j, simd.load_half(rows, at + j))
-            for j in range(whole, dim):
-                vectors[to + j] = simd.half(rows, at + j)
-
-        return halves
-
-    def singles(rows, at, dim, vectors, to):
-        for j in range(dim):
-            vectors[to + j] = rows[at + j]
-
-    return singles
-
-
-@_jit
+@jit
 def compress(points, centroids, codes, cutoffs, nbits, start, stop, out):
     """Packed residuals of points start .. stop - 1 [n, D] float32 -> out [n, bytes] uint8 (see ``index.codec``)."""
     dim = points.shape[1]
@@ -523,7 +279,7 @@ def compress(points, centroids, codes, cutoffs, nbits, start, stop, out):
                 out[i, place // 8] |= np.uint8(((bucket >> bit) & 1) << (7 - place % 8))
 
 
-@_jit
+@jit
 def count_pairs(codes, lengths, first, last_seen, counts):
     """counts[k] += documents with a vector at centroid k; documents are numbered from ``first``."""
     r = 0
@@ -536,7 +292,7 @@ def count_pairs(codes, lengths, first, last_seen, counts):
             r += 1
 
 
-@_jit
+@jit
 def place_pairs(codes, lengths, first, last_seen, low, high, cursor, out):
     """The same walk, writing the document numbers of centroids low .. high - 1 at their cursors."""
     r = 0

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
 from core.files import read_json, restore_folder, sha256, write_json
@@ -154,6 +155,11 @@ def finished(path: Path) -> Segment | None:
 def entry(segment: Segment) -> dict:
     """How a manifest names a segment."""
     return {"name": segment.path.name, "sha256": sha256(segment.path / FACTS)}
+
+
+def own_files(manifest: Mapping[str, Any]) -> dict[str, dict]:
+    """Files of the whole index, without those of one generation."""
+    return {n: f for n, f in manifest["files"].items() if not n.startswith("deleted-")}
 
 
 def check_positive(**options: int) -> None:

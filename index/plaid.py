@@ -117,7 +117,11 @@ class Index(StoredIndex):
     def codec(self) -> Codec:
         """Centroids and buckets, on CPU."""
         self._intact(plaid_build.CENTROIDS, plaid_build.CODEBOOK)
-        return plaid_build.read_codec(self.path)
+        codec, manifest = plaid_build.read_codec(self.path), self.manifest
+        wanted = (manifest["options"]["nbits"], manifest["centroids"], manifest["dim"])
+        if (codec.nbits, *codec.centroids.shape) != wanted:
+            raise UserError(f"the codec of '{self.path}' is not that of its documents; build the index again.")
+        return codec
 
     @cached_property
     def _coder(self) -> plaid_build.Coder:
@@ -234,9 +238,12 @@ class Index(StoredIndex):
     def vectors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every (id, [n, dim] float32), decompressed."""
         for ids, lengths, rows in self._live_blocks():
-            parts = self.codec.decompress(
-                torch.from_numpy(rows["codes"].astype(np.int64)), torch.from_numpy(rows["residuals"])
-            )
+            codes = rows["codes"].astype(np.int64)
+            if len(codes) and not 0 <= codes.min() <= codes.max() < len(self.codec.centroids):
+                raise UserError(f"the codes of '{self.path}' are damaged (verify says where); build the index again.")
+            parts = torch.empty(0, self.dim)
+            if len(codes):
+                parts = self.codec.decompress(torch.from_numpy(codes), torch.from_numpy(rows["residuals"]))
             edges = np.concatenate([[0], np.cumsum(lengths)]).tolist()
             yield from ((id_, parts[a:b].numpy()) for id_, a, b in zip(ids, edges, edges[1:]))
 

@@ -85,7 +85,9 @@ class Searcher:
                 chosen[i] = (np.arange(count) if mask is None else np.flatnonzero(mask))[:n]
 
         def score(i: int) -> np.ndarray:
-            floats = {c: looks[i][c].floats if i in looks else c.floats(rows[i]) for c in self.codecs}
+            if i in looks:
+                return top_keys(self._close(looks[i], chosen[i]), k)
+            floats = {codec: codec.floats(rows[i]) for codec in self.codecs}
             return top_keys(self._exact(floats, len(rows[i]), chosen[i]), k)
 
         return self.group.merge(threads.run(score, range(len(emb))), k)
@@ -136,6 +138,13 @@ class Searcher:
             low, high = np.searchsorted(positions, [base + part.first, base + part.last])
             if high > low:
                 yield base, part, positions[low:high] - base
+
+    def _close(self, looks: dict, positions: np.ndarray) -> np.ndarray:
+        """``_exact`` for a query that has been looked at."""
+        keys = [np.empty(0, np.int64)]
+        for base, part, here in self._own(positions):
+            keys.append(float_keys(part.close(looks[part.codec], here), here + base))
+        return np.concatenate(keys)
 
     def _exact(self, floats: dict, n_rows: int, positions: np.ndarray) -> np.ndarray:
         """Keys of MaxSim with the decompressed documents at ascending positions."""

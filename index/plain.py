@@ -145,6 +145,10 @@ class PlainPart:
             best = best_keys(torch.cat([best, (scores << 32) | (0xFFFFFFFF - (here + self.first))]), n)
         return best.cpu().numpy()
 
+    def close(self, look: Look, positions: np.ndarray) -> np.ndarray:
+        """[n] float32: ``rescore`` for a query that has been looked at."""
+        return self.rescore(look.floats, np.array([0, len(look.floats)]), positions)[:, 0]
+
     def rescore(self, rows: Tensor, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """[n, B] float32: MaxSim of the queries whose rows are rows[starts[b] : starts[b + 1]], positions ascending."""
         out = []

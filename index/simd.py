@@ -7,16 +7,36 @@ instructions, and ``DOT4`` and ``LOOKUP`` say whether this CPU has them (``index
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
+# numba compiles for another CPU than this one when these say so; then no instruction may be taken for granted.
+_OTHER = os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES")
+_FEATURES = {} if _OTHER else llvmlite.binding.get_host_cpu_features()
 DOT4 = bool(_FEATURES.get("avx512vnni"))
 LOOKUP = bool(_FEATURES.get("avx512f"))
 _I32, _ELEMENT = ir.IntType(32), {"f": ir.FloatType(), "i": ir.IntType(32), "b": ir.IntType(8)}
+
+
+def forget_stale_code(file: str) -> None:
+    """numba's cache looks at the file of a function only; what was compiled from others of this room goes with them."""
+    here = Path(file)
+    seen = hashlib.sha256(b"".join((here.parent / n).read_bytes() for n in ("simd.py", "kernels.py", "scoring.py")))
+    mark = here.parent / "__pycache__" / f"{here.stem}.sources"
+    with contextlib.suppress(OSError):  # a folder that cannot be written holds no cache either
+        if not mark.is_file() or mark.read_text() != seen.hexdigest():
+            for code in mark.parent.glob(f"{here.stem}.*.nb[ic]"):
+                code.unlink(missing_ok=True)
+            mark.parent.mkdir(exist_ok=True)
+            mark.write_text(seen.hexdigest())
 
 
 class _Vector(types.Type):
@@ -123,10 +143,12 @@ def _binary(vector, emit):
     return operation
 
 
+sub = _binary(F, lambda b, x, y: b.fsub(x, y))
 add = _binary(F, lambda b, x, y: b.fadd(x, y))
 mul = _binary(F, lambda b, x, y: b.fmul(x, y))
 larger = _binary(F, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
 sub_int = _binary(INT, lambda b, x, y: b.sub(x, y))
+xor_int = _binary(INT, lambda b, x, y: b.xor(x, y))
 and_int = _binary(INT, lambda b, x, y: b.and_(x, y))
 shift_right = _binary(INT, lambda b, x, y: b.lshr(x, y))
 larger_int = _binary(INT, lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
@@ -154,10 +176,19 @@ def fma(typing, a, b, c):
 
 @intrinsic
 def dot4(typing, total, unsigned, signed):
-    """total + the sum of four products of unsigned and signed bytes, in each of 16 lanes (x86 VNNI)."""
+    """total + the sum of four products of unsigned and signed bytes, in each of 16 lanes (x86 VNNI where there is)."""
 
     def codegen(context, builder, signature, args):
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", INT.ll, *args)
+        if DOT4:
+            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", INT.ll, *args)
+        octets, wide = ir.VectorType(_ELEMENT["b"], 64), ir.VectorType(_I32, 64)
+        a = builder.zext(builder.bitcast(args[1], octets), wide)
+        b = builder.sext(builder.bitcast(args[2], octets), wide)
+        products, result = builder.mul(a, b), args[0]
+        for i in range(4):
+            every_fourth = ir.Constant(ir.VectorType(_I32, 16), list(range(i, 64, 4)))
+            result = builder.add(result, builder.shuffle_vector(products, products, every_fourth))
+        return result
 
     return INT(INT, INT, INT), codegen
 
@@ -167,7 +198,8 @@ def lookup(typing, table, index):
     """table[index & 15] in each of 16 lanes (x86 AVX-512)."""
 
     def codegen(context, builder, signature, args):
-        return _call(builder, "llvm.x86.avx512.permvar.sf.512", F.ll, *args)
+        # Without LOOKUP nothing comes here, but it is compiled all the same.
+        return _call(builder, "llvm.x86.avx512.permvar.sf.512", F.ll, *args) if LOOKUP else args[0]
 
     return F(F, INT), codegen
 
@@ -177,7 +209,7 @@ def lookup_octets(typing, table, index):
     """table[index] in each of 16 lanes, of bytes, index below 16 (x86 SSSE3)."""
 
     def codegen(context, builder, signature, args):
-        return _call(builder, "llvm.x86.ssse3.pshuf.b.128", OCTETS.ll, *args)
+        return _call(builder, "llvm.x86.ssse3.pshuf.b.128", OCTETS.ll, *args) if LOOKUP else args[0]
 
     return OCTETS(OCTETS, OCTETS), codegen
 
@@ -220,6 +252,27 @@ def any_larger(typing, a, b):
         return builder.icmp_unsigned("!=", bits, ir.IntType(16)(0))
 
     return types.boolean(INT, INT), codegen
+
+
+@intrinsic
+def lanes_at_least(typing, a, b):
+    """Bits of the lanes where a >= b."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(builder.fcmp_ordered(">=", *args), ir.IntType(16))
+        return builder.zext(bits, _I32)
+
+    return types.uint32(F, F), codegen
+
+
+@intrinsic
+def lowest_bit(typing, bits):
+    """Number of the lowest set bit of a non-zero uint32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.uint32(types.uint32), codegen
 
 
 @intrinsic

@@ -34,6 +34,7 @@ from index.manifest import (
     entry,
     exclusive,
     finished,
+    own_files,
     read_manifest,
     remove_halves,
     write_manifest,
@@ -95,7 +96,10 @@ class StoredIndex:
         if not name:
             return np.empty(0, np.int64)
         self._intact(name)
-        return load_array(self.path / name)
+        found = load_array(self.path / name)
+        if found.dtype != np.int64 or found.ndim != 1 or (np.diff(found, prepend=-1, append=self.bases[-1]) <= 0).any():
+            raise damaged(self.path / name, "it does not hold ascending positions")
+        return found
 
     def _intact(self, *names: str) -> None:
         """UserError when a file of the whole index is not the one that the manifest names."""
@@ -217,7 +221,7 @@ class StoredIndex:
 
         The report has documents and vectors, and of a compressed index ``distance``: how far the vectors that this
         call encoded lie from their centroids (mean square), ``built_distance``: how far those of the build did,
-        ``drift``: the ratio, and ``advice``: a sentence, also given as a warning, when that is more than DRIFT over many vectors.
+        ``drift``: the ratio, and ``advice``: a sentence, given as a warning too, when many vectors exceed DRIFT.
         """
         seen = [0, 0.0]
         with self._changing():
@@ -319,6 +323,7 @@ class StoredIndex:
         with self._changing():
             if len(self.segments) <= 1 and not len(self._deleted):
                 return
+            self._whole()
             place = self._place()
             shutil.rmtree(place, ignore_errors=True)  # half a copy, or a killed add
             entries = []
@@ -347,6 +352,7 @@ class StoredIndex:
         if keep_codec or options is None:
             return self.compact()
         with self._changing():
+            self._whole()
             place = self.path.with_name(self.path.name + ".new")
             self._claim(place)
             if not (place / MANIFEST).is_file():
@@ -381,6 +387,11 @@ class StoredIndex:
         """The vectors; the note is written when they are first read, since a build begins in an empty folder only."""
         write_json(place / REBUILDING, self.manifest)
         yield from self.vectors()  # type: ignore[attr-defined]
+
+    def _whole(self) -> None:
+        """UserError when a file is damaged: a copy of it would look whole."""
+        if problems := self.verify():
+            raise UserError(f"the index '{self.path}' is damaged ({problems[0]}); build it again.")
 
     def _live_blocks(self) -> Iterator[tuple[list[str], np.ndarray, dict[str, np.ndarray]]]:
         """Ids, lengths and rows of the documents that are not deleted, as stored."""
@@ -469,11 +480,6 @@ class StoredIndex:
             "bytes_per_vector": round(size / max(1, vectors), 2),
             "encoder": self.manifest["encoder"],
         }
-
-
-def own_files(manifest: Mapping[str, Any]) -> dict[str, dict]:
-    """Files of the whole index, without those of one generation."""
-    return {n: f for n, f in manifest["files"].items() if not n.startswith("deleted-")}
 
 
 __all__ = [

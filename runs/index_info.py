@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
     args = parse(arguments(), argv)
     facts = gather(args.path, args.verify)
     if args.json:
-        print(json.dumps({**facts, **({} if args.limit is None else {"limit": "ignored"})}, indent=2))
+        print(json.dumps(facts, indent=2))
     else:
         nothing_to_limit(args.limit, "an index is described as a whole")
         print("\n".join(described(facts)))

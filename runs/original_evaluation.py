@@ -19,6 +19,7 @@ def evaluate_original(args) -> None:
     from evaluation.legacy import by_its_rules
     from evaluation.loop import run as search_all
     from index import open_index
+    from runs.indexing import index_device
 
     name = need(args.dataset_name, "give --config_path, or --dataset_name with --anno_file and --index_name.")
     if name != "vid2r":
@@ -35,13 +36,15 @@ def evaluate_original(args) -> None:
     queries, qrels, corpus = judged_queries(args)
     index = open_index(folder)
     golds_indexed(index, qrels)
-    retriever = open_retriever(checkpoint, pick_device(args.device or "auto"))
+    device = pick_device(args.device or "auto")
+    retriever = open_retriever(checkpoint, device)
     if retriever.config.name == "colbert":
         with_lengths(retriever, query_maxlen=QUERY_MAXLEN)
         queries = [replace(query, images=()) for query in queries]  # the text-only baseline
     # --max_doc_len is a choice of the indexer; the queries do not depend on it, the weights must still agree.
     length = index.manifest["encoder"].get("doc_maxlen", retriever.config.eval.doc_maxlen)
-    index = open_index(index.path, encoder=with_lengths(retriever, doc_maxlen=length).identity())
+    encoder = with_lengths(retriever, doc_maxlen=length).identity()
+    index = open_index(index.path, encoder=encoder, device=index_device(device))
     rankings, _ = search_all(query_encoder(retriever), index, queries, min(100, len(index)))
     result = by_its_rules(rankings, lambda query, document: document in qrels[query])
     save = Path(args.save_path or f"results/{index_name}.json")

@@ -209,8 +209,10 @@ def test_the_preset_looks_at_the_first_rows_only(opened, monkeypatch):
     long = TokenBatch.pad([tensors["longq_emb"][0]])
     assert long.embeddings.shape[1] > 32
     before = index.search(long, 50, effort="colbert", n_probe=1)
-    facts = index.config if hasattr(index, "config") else index.manifest["options"]
-    monkeypatch.setitem(facts, "query_maxlen", 1)
+    if hasattr(index, "config"):
+        monkeypatch.setattr(index, "query_maxlen", 1)
+    else:
+        monkeypatch.setitem(index.manifest["options"], "query_maxlen", 1)
     assert index.search(long, 50, effort="colbert", n_probe=1) != before
 
 

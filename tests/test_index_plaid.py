@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from index.ivf import InvertedLists, row_numbers
 from index.kmeans import Assigner, assign, centroids_for, kmeans
 from index.plaid import EFFORTS, Index
 from index.plaid_search import Searcher
-from tests.index_cases import ENCODER, corpus, overlap, questions, run_killed, snapshot
+from tests.index_cases import ENCODER, ROOT, corpus, overlap, questions, run_killed, snapshot
 
 DOCS = corpus(2000, rows=(5, 16), topics=300)
 QUERIES = questions(DOCS, 8, 40)
@@ -254,7 +258,7 @@ def test_a_killed_build_goes_on_with_the_same_bytes(tmp_path, monkeypatch, stage
 
 @pytest.mark.parametrize("nbits", [1, 2, 4, 8])
 @pytest.mark.parametrize("rows", [1, 33, 70])
-@pytest.mark.parametrize("dim, unit", [(32, True), (18, False), (128, True)])
+@pytest.mark.parametrize("dim, unit", [(32, True), (18, False), (21, True), (128, True)])
 def test_compiled_and_plain_loops_agree(tmp_path, monkeypatch, nbits, rows, dim, unit):
     """Every integer stage bit for bit, the last one to float32 rounding."""
     docs = corpus(250, dim=dim)
@@ -276,7 +280,8 @@ def test_compiled_and_plain_loops_agree(tmp_path, monkeypatch, nbits, rows, dim,
             near = part.shortlist(look, found, 40)
             positions = np.sort(key_positions(near))
             fine = part.refine(look, positions, 20)
-            exact = part.rescore(look.floats, np.array([0, rows]), positions)
+            exact = part.rescore(codec.floats(query), np.array([0, rows]), positions)
+            assert np.allclose(part.close(look, positions), exact[:, 0], rtol=1e-5, atol=1e-5)
             scan = part.scan(codec.floats(query), np.array([0, rows]), first, last)
             answers.append((look.step, len(found), near.tolist(), fine.tolist(), exact, scan))
         (step, n, near, fine, exact, scan), other = answers
@@ -345,7 +350,24 @@ def test_residuals_read_document_by_document_are_those_of_the_map(built, monkeyp
     ways = [{"effort": "fast"}, {"effort": "balanced"}, {"n_probe": 1, "n_candidates": 30}]
     mapped = [built[4].search(QUERIES, 30, **way) for way in ways]
     monkeypatch.setattr(cpu, "MAPPED_BYTES", 0)
-    calls, fetch = [], cpu.kernels.fetch
-    monkeypatch.setattr(cpu.kernels, "fetch", lambda *a: calls.append(len(a[4])) or fetch(*a))
+    calls, fetch = [], cpu.scoring.fetch
+    monkeypatch.setattr(cpu.scoring, "fetch", lambda *a: calls.append(len(a[4])) or fetch(*a))
     assert [built[4].search(QUERIES, 30, **way) for way in ways] == mapped
     assert calls and max(calls) <= 2000
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86 processor")
+def test_an_older_processor_gives_the_same_answers(tmp_path):
+    """Compiled for one without AVX-512: the same tests of the loops, in a process of its own."""
+    here = "test_compiled_and_plain_loops_agree or test_residuals_read or test_threads_change"
+    chosen = f"({here}) and not (128-True or 33-)"
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout or "[100%]" in done.stdout
