@@ -5,8 +5,8 @@
   python benchmarks/index_vectors.py --docs 2000 --synthetic # seeded clusters of unit vectors, nothing downloaded
 
 A token's vector is MiniLM's last hidden state, projected to 128 dimensions by the PCA (without subtracting the mean) of
-the tokens of the first 2,000 passages, and normalised. A question has 32 vectors: its tokens, filled up with [MASK]
-rows as ColBERT does, or (--fill words) with the words of the questions after it, all in one text. This tower was never
+the tokens of the first 2,000 passages, and normalised. A question has 32 vectors: its tokens, filled up with the words
+of the questions after it, all in one text, or (--fill mask) with [MASK] rows as ColBERT does. This tower was never
 trained on [MASK] rows: they are much alike, and their shared error makes the exact ranking harder to reproduce.
 The folder (--out) then holds vectors.npy float16 [vectors, 128], lengths.npy int64 [documents], queries.npy float32
 [queries, 32, 128] and vectors.json, which says where everything came from. A run that was stopped goes on at the last
@@ -280,7 +280,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--docs", type=int, default=16156)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--out", type=Path, help="folder (default: experiments/index_bench, or synthetic in it)")
-    parser.add_argument("--fill", choices=["mask", "words"], default="mask", help="a question's rows after its own")
+    parser.add_argument("--fill", choices=["mask", "words"], default="words", help="a question's rows after its own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--synthetic", action="store_true", help="seeded unit vectors, for a machine without network")
     args = parser.parse_args(argv)

@@ -225,7 +225,8 @@ class Index(StoredIndex):
         return plaid_build.complete(writer, self.codec)
 
     def _built_distance(self) -> float | None:
-        return read_json(self.path / plaid_build.CODEBOOK, "index codebook").get("distance")
+        distance = read_json(self.path / plaid_build.CODEBOOK, "index codebook").get("distance")
+        return float(distance) if isinstance(distance, float) else None
 
     def _distance(self, vectors: np.ndarray, rows: dict[str, np.ndarray]) -> float:
         total = 0.0
