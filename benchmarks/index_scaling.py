@@ -56,7 +56,8 @@ def measure(docs: int, vectors: np.ndarray, lengths: np.ndarray, queries: torch.
     try:
         start = time.perf_counter()
         made = stream(vectors, lengths, docs, args.noise)
-        index = Index.build(folder / "i", made, dim=vectors.shape[1], encoder={}, nbits=args.nbits, total=docs)
+        shape = {"dim": vectors.shape[1], "nbits": args.nbits, "device": args.device}
+        index = Index.build(folder / "i", made, encoder={}, total=docs, **shape)
         seconds, stats = time.perf_counter() - start, index.stats()
         result = {
             "docs": docs,
@@ -81,6 +82,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--queries", type=int, default=192)
     parser.add_argument("--vectors", type=Path, default=index_vectors.OUT)
     parser.add_argument("--synthetic", action="store_true", help="seeded vectors, for a machine without network")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--nbits", type=int, default=4)
     parser.add_argument("--noise", type=float, default=0.3, help="length of what is added to a vector that comes again")
     parser.add_argument("--folder", type=Path, help="where the indexes are built (default: the temporary folder)")

@@ -51,7 +51,7 @@ def convert(source: str | Path, dest: str | Path, ids: str | Path | None = None)
         if not _complete(dest, spec):
             begin(dest, spec)
             segment = _write(theirs, dest, ids)
-            plaid_build._finish(dest, codec.dim, encoder, options, segment)
+            plaid_build.finish(dest, codec.dim, encoder, options, segment)
     return plaid.Index.open(dest)
 
 

@@ -62,7 +62,7 @@ def write(writer: SegmentWriter, n_centroids: int) -> list[str]:
     lengths = np.fromfile(path / "lengths.bin", np.uint32)
     counts = np.zeros(n_centroids, np.int64)
     last = np.full(n_centroids, -1, np.int64)
-    for first, codes, here in _walk(path, lengths, writer):
+    for first, codes, here in _walk(path, lengths, writer, n_centroids):
         loops.count_pairs(codes, here, first, last, counts)
     starts = np.zeros(n_centroids + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
@@ -72,7 +72,7 @@ def write(writer: SegmentWriter, n_centroids: int) -> list[str]:
             high = max(low + 1, int(np.searchsorted(starts, starts[low] + PLACE_ENTRIES, "right")) - 1)
             out = np.empty(starts[high] - starts[low], np.int32)
             cursor, last = starts[:-1] - starts[low], np.full(n_centroids, -1, np.int64)
-            for first, codes, here in _walk(path, lengths, writer):
+            for first, codes, here in _walk(path, lengths, writer, n_centroids):
                 loops.place_pairs(codes, here, first, last, low, high, cursor, out)
             handle.write(out.data)
             low = high
@@ -80,8 +80,10 @@ def write(writer: SegmentWriter, n_centroids: int) -> list[str]:
     return [POSITIONS, STARTS]
 
 
-def _walk(path: Path, lengths: np.ndarray, writer: SegmentWriter) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(first document, codes, lengths) of runs of documents."""
+def _walk(
+    path: Path, lengths: np.ndarray, writer: SegmentWriter, n_centroids: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(first document, codes, lengths) of runs of documents; the loops trust the codes."""
     dtype = np.dtype(writer.arrays["codes"]["dtype"])
     first = row = 0
     with open(path / "codes.bin", "rb") as handle:
@@ -89,5 +91,8 @@ def _walk(path: Path, lengths: np.ndarray, writer: SegmentWriter) -> Iterator[tu
             window = np.cumsum(lengths[first : first + WALK_ROWS], dtype=np.int64)
             n = max(1, int(np.searchsorted(window, WALK_ROWS, "right")))
             rows = int(window[n - 1])
-            yield first, np.frombuffer(handle.read(rows * dtype.itemsize), dtype), lengths[first : first + n]
+            codes = np.frombuffer(handle.read(rows * dtype.itemsize), dtype)
+            if len(codes) != rows or (rows and not 0 <= codes.min() <= codes.max() < n_centroids):
+                raise damaged(path / "codes.bin", "it names centroids that do not exist")
+            yield first, codes, lengths[first : first + n]
             first, row = first + n, row + rows

@@ -75,7 +75,7 @@ def build(
                 segment = _direct(path, stream, dim, total, source, device)
             else:
                 segment = _staged(path, stream, dim, total, options, device)
-        _finish(path, dim, encoder, options, segment)
+        finish(path, dim, encoder, options, segment)
         shutil.rmtree(path / SPOOL, ignore_errors=True)
 
 
@@ -211,7 +211,7 @@ def _sample(spool: Segment, size: int, seed: int) -> tuple[np.ndarray, bool]:
     return np.concatenate(parts), unit
 
 
-def _finish(path: Path, dim: int, encoder: dict, options: dict, segment: Segment) -> None:
+def finish(path: Path, dim: int, encoder: dict, options: dict, segment: Segment) -> None:
     codec = read_codec(path)
     write_manifest(
         path,

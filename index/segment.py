@@ -31,6 +31,7 @@ FACTS = "segment.json"
 JOURNAL = "journal.jsonl"
 GROWING = ("ids.bin", "ids.lengths.bin", "lengths.bin")
 TABLES = ("ids.bin", "ids.offsets.npy", "ids.hash.npy", "ids.order.npy", "offsets.npy")
+DTYPES = ("uint8", "uint16", "int32", "float16", "float32")
 CHECKED = 1 << 20
 
 
@@ -49,6 +50,8 @@ class Segment:
     def __init__(self, path: Path, sha256: str | None = None) -> None:
         self.path = path
         self._files: dict[str, HeldFile] = {}
+        self.expected: Mapping[str, tuple[str, list[int]]] = {}
+        """The arrays as the index has them, when it is known: the loops trust dtypes and shapes."""
         self.facts, self.facts_bytes, self.facts_sha256 = read_facts(path / FACTS, sha256)
         self.documents, self.vectors = self.facts["documents"], self.facts["vectors"]
 
@@ -90,12 +93,20 @@ class Segment:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop - 1 as a copy in memory, read without mapping: what passes through leaves no trace."""
-        width = row_bytes(self.facts["arrays"][name])
+        width = row_bytes(self._array(name))
         return self._rows(name, self.file(f"{name}.bin").read(start * width, stop * width))
 
     def _rows(self, name: str, content: np.ndarray) -> np.ndarray:
-        facts = self.facts["arrays"][name]
+        facts = self._array(name)
         return content.view(facts["dtype"]).reshape(-1, *facts["shape"])
+
+    def _array(self, name: str) -> dict[str, Any]:
+        facts = self.facts["arrays"].get(name)
+        if facts is None or (facts["dtype"], facts["shape"]) != self.expected.get(
+            name, (facts["dtype"], facts["shape"])
+        ):
+            raise damaged(self.path / FACTS, f"its {name} are not those of the index")
+        return facts
 
     def blocks(self, max_rows: int) -> Iterator[tuple[int, int]]:
         """Runs first .. last - 1 of documents of at most ``max_rows`` rows together (at least one document each)."""
@@ -174,12 +185,19 @@ def read_facts(path: Path, sha256: str | None) -> tuple[dict[str, Any], int, str
             raise ValueError("it has changed since it was written")
         facts = json.loads(content)
         numbers = [facts["documents"], facts["vectors"], facts["documents_without_vectors"]]
-        numbers += [one["bytes"] for one in facts["files"].values()]
+        for one in facts["files"].values():
+            blocks = one["blocks"] if "blocks" in one else [[one["bytes"], one["sha256"]]]
+            numbers += [one["bytes"], *(n for n, _ in blocks)]
+            if sum(n for n, _ in blocks) != one["bytes"] or not all(isinstance(text, str) for _, text in blocks):
+                raise ValueError("the blocks of a file are not the file")
         for name, array in facts["arrays"].items():
             numbers += [1 / n and n for n in array["shape"]]
             size = facts["files"][f"{name}.bin"]["bytes"]
-            if array["rows"] != facts["vectors"] or size != array["rows"] * row_bytes(array):
+            fits = array["rows"] == facts["vectors"] and size == array["rows"] * row_bytes(array)
+            if array["dtype"] not in DTYPES or not fits:
                 raise ValueError(f"the size of {name} is not that of its rows")
+        if facts["files"]["offsets.npy"]["bytes"] <= 8 * facts["documents"]:
+            raise ValueError("the size of offsets.npy is not that of its documents")
         if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(facts["kind"], str):
             raise ValueError("a count is not one")
         if any(name not in facts["files"] or "/" in name for name in (*TABLES, *facts["files"])):

@@ -85,6 +85,8 @@ class StoredIndex:
 
     def _hold(self) -> None:
         """Open every file that a search reads, so that a compaction that removes it does not disturb this object."""
+        for segment in self.segments:
+            segment.expected = self._arrays()
         _ = self._deleted
         for segment in self.segments:
             segment.map()
@@ -121,8 +123,11 @@ class StoredIndex:
                 return index
             except UserError:  # a compaction may have removed what this manifest names
                 newer = read_manifest(path, cls.FORMAT)
-                if newer == manifest:
-                    return cls(path, manifest, device)  # damaged: ``verify`` and ``search`` say what
+                if newer == manifest:  # damaged: ``verify`` and ``search`` say what
+                    index = cls(path, manifest, device)
+                    with contextlib.suppress(UserError):
+                        index._hold()
+                    return index
                 manifest = newer
         raise UserError(f"the index '{path}' is changing faster than it can be opened; try again.")
 
@@ -404,7 +409,7 @@ class StoredIndex:
                 lengths = segment.lengths[first:last]
                 rows = np.repeat(keep, lengths)
                 start, stop = int(segment.offsets[first]), int(segment.offsets[last])
-                arrays = {name: segment.read(name, start, stop)[rows] for name in segment.facts["arrays"]}
+                arrays = {name: segment.read(name, start, stop)[rows] for name in self._arrays()}
                 ids = segment.ids(first, last)
                 yield [i for i, k in zip(ids, keep.tolist()) if k], lengths[keep], arrays
 
@@ -435,10 +440,7 @@ class StoredIndex:
             empty += segment.facts["documents_without_vectors"] - int((lengths == 0).sum())
         manifest["documents"], manifest["vectors"] = int(bases[-1]) - gone, vectors
         manifest["documents_without_vectors"] = empty
-        if name:
-            manifest["files"] = {**own_files(manifest), name: file_facts(self.path / name)}
-        else:
-            manifest["files"] = own_files(manifest)
+        manifest["files"] = own_files(manifest) | ({name: file_facts(self.path / name)} if name else {})
         write_manifest(self.path, manifest)
         if old and old != name:
             (self.path / old).unlink(missing_ok=True)

@@ -406,7 +406,7 @@ def test_a_rebuild_that_did_not_end_goes_on(copy, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    for target in ("index.plaid_build.fit_buckets", "index.plaid_build._finish", "index.stored.replace_folder"):
+    for target in ("index.plaid_build.fit_buckets", "index.plaid_build.finish", "index.stored.replace_folder"):
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)
             with pytest.raises(KeyboardInterrupt):

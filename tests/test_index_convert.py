@@ -173,7 +173,7 @@ if step == "append":
     real = convert.SegmentWriter.append
     convert.SegmentWriter.append = lambda *a: die() if len(calls) == 4 else calls.append(real(*a))
 else:
-    setattr(convert.plaid_build, {"finish": "complete", "manifest": "_finish"}[step], die)
+    setattr(convert.plaid_build, {"finish": "complete", "manifest": "finish"}[step], die)
 convert.convert(sys.argv[1], sys.argv[2])
 """
     run_killed(code, source, tmp_path / "ours", step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 
@@ -62,7 +63,7 @@ def test_json_lines(index, tmp_path, capsys):
 
 
 def test_lancedb(index, tmp_path):
-    lancedb = pytest.importorskip("lancedb", reason="pip install -r requirements-export.txt")
+    lancedb = importlib.import_module("lancedb")
     handed(index, "lancedb", tmp_path / "out")
     table = lancedb.connect(str(tmp_path / "out")).open_table("documents")
     assert table.count_rows() == 147
@@ -78,7 +79,7 @@ def test_lancedb(index, tmp_path):
 
 
 def test_qdrant(index, tmp_path):
-    qdrant = pytest.importorskip("qdrant_client", reason="pip install -r requirements-export.txt")
+    qdrant = importlib.import_module("qdrant_client")
     handed(index, "qdrant", tmp_path / "out")
     client = qdrant.QdrantClient(path=str(tmp_path / "out"))
     try:
@@ -92,7 +93,7 @@ def test_qdrant(index, tmp_path):
 
 def test_vectors_of_other_lengths(tmp_path, capsys):
     """Qdrant compares by the dot product, as we do; of LanceDB's cosine there is a note."""
-    qdrant = pytest.importorskip("qdrant_client", reason="pip install -r requirements-export.txt")
+    qdrant = importlib.import_module("qdrant_client")
     long = [(id_, v * (1 + i % 5)) for i, (id_, v) in enumerate(DOCS[:60])]
     index = Exact.build(tmp_path / "i", iter(long), dim=16, encoder=ENCODER)
     handed(index, "qdrant", tmp_path / "q")
@@ -101,7 +102,7 @@ def test_vectors_of_other_lengths(tmp_path, capsys):
     same([(hit.payload["id"], hit.score) for hit in hits], index.search(QUERIES, 5)[0])
     client.close()
     assert "cosine" not in capsys.readouterr().err
-    pytest.importorskip("lancedb")
+    importlib.import_module("lancedb")
     handed(index, "lancedb", tmp_path / "l")
     assert "cosine only" in capsys.readouterr().err
 

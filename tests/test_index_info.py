@@ -54,7 +54,7 @@ def test_the_disk_while_building_is_what_lies_there_before_the_manifest(tmp_path
 import sys
 from index import plaid, plaid_build
 from tests.index_cases import ENCODER, corpus
-plaid_build._finish = die
+plaid_build.finish = die
 docs = corpus(400, dim=32, rows=(8, 20), topics=2000, noise=1.0)
 plaid.Index.build(sys.argv[1], iter(docs), dim=32, encoder=ENCODER, nbits=4)
 """

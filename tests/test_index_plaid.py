@@ -236,7 +236,7 @@ if stage == "residuals":
 if stage == "lists":
     plaid_build.ivf.write = die
 if stage == "manifest":
-    plaid_build._finish = die
+    plaid_build.finish = die
 Index.build(sys.argv[1], stream, dim=32, encoder=ENCODER)
 """
 
