@@ -9,6 +9,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.files import read_json, restore_folder
 from core.protocols import Index
+from index.shards import Group
 
 AUTO_EXACT_BELOW = 1000
 """Documents below which ``auto`` takes the exact index: scoring everything is then faster than choosing."""
@@ -20,8 +21,10 @@ def choose(documents: int) -> tuple[str, str]:
     return name, f"auto: {documents} documents, exact below {AUTO_EXACT_BELOW}"
 
 
-def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu") -> Index:
+def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu", group: Group | None = None) -> Index:
     """Open a complete index of any format: the manifest names the module of this room that wrote it.
+
+    group: processes that divide the documents among them (see ``index.shards``); PLAID only.
 
     An index that colbert-ai built is told by its files and opens as it lies (see ``index.colbert_ai``).
     """
@@ -54,4 +57,9 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
         cannot_compare(path, built_by.get("checkpoint"))
         encoder = None
     # Without a manifest the exact index says what is wrong: the folder is absent, or its build did not end.
-    return importlib.import_module(f"index.{name}").Index.open(path, encoder=encoder, device=device)
+    cls = importlib.import_module(f"index.{name}").Index
+    if group is None:
+        return cls.open(path, encoder=encoder, device=device)
+    if name != "plaid":
+        raise UserError(f"'{path}' is of format '{name}', which one process searches alone; start one process.")
+    return cls.open(path, encoder=encoder, device=device, group=group)

@@ -45,6 +45,7 @@ def run(argv: Sequence[str]) -> None:
 
         return evaluate_original(args)
     import dataset
+    from core import distributed
     from core.device import pick_device
     from core.files import atomic_file, fingerprint, write_json
     from evaluation.report import table
@@ -59,6 +60,7 @@ def run(argv: Sequence[str]) -> None:
     checkpoint, path = args.checkpoint or args.mire_ckpt or out, args.index or cfg.index.path or out / "index"
     if args.check:
         return plan(f"judge '{checkpoint}' on '{cfg.data.name}' with the index '{path}'", checkpoint, path)
+    distributed.init(args.device or cfg.run.device)
     device = pick_device(args.device or cfg.run.device)
     retriever = open_retriever(checkpoint, device)
     data = dataset.build(cfg.data)
@@ -83,6 +85,8 @@ def run(argv: Sequence[str]) -> None:
         for kind, queries in kinds(cfg.data.modality, cfg.eval.ablations, data.queries(split)):
             where = out / "runs" / f"{split}.{kind.replace(' ', '_').replace(',', '')}"
             report[split][kind] = judged(encode, index, queries, data.qrels(split), cfg.eval, effort, where)
+    if not distributed.is_main():  # every process has the whole answer
+        return
     write_json(out / "report.json", report)
     with atomic_file(out / "report.key", "w") as handle:
         handle.write(key)
@@ -103,6 +107,7 @@ def kinds(modality: str, ablations: Sequence[str], queries: Sequence) -> list[tu
 
 def judged(encode, index, queries, qrels, settings, effort: dict, where: Path) -> dict:
     """Search, judge, write the run and the per-query file; returns one row of the report."""
+    from core import distributed
     from evaluation.files import write_per_query, write_run
     from evaluation.loop import run as search_all
     from evaluation.metrics import evaluate
@@ -112,8 +117,9 @@ def judged(encode, index, queries, qrels, settings, effort: dict, where: Path) -
         encode, index, queries, min(settings.k, len(index)), settings.batch_size, **effort
     )
     scores = evaluate(rankings, qrels, settings.metrics)
-    write_run(where.with_name(where.name + ".trec"), rankings, tag=where.parent.parent.name)
-    write_per_query(where.with_name(where.name + ".jsonl"), scores, rankings)
+    if distributed.is_main():
+        write_run(where.with_name(where.name + ".trec"), rankings, tag=where.parent.parent.name)
+        write_per_query(where.with_name(where.name + ".jsonl"), scores, rankings)
     return entry(scores, milliseconds)
 
 

@@ -55,8 +55,15 @@ def build(
 
 
 def index_device(device) -> str:
-    """Where an index computes when the run's device is this one: CUDA, otherwise the CPU (MPS lacks int64 topk)."""
-    return str(device) if str(device).startswith("cuda") else "cpu"
+    """Where an index computes when the run's device is this one: CUDA, otherwise the CPU (MPS lacks int64 topk).
+
+    A process that is alone divides the index among all GPUs of the machine; one of several keeps to its own.
+    """
+    from core import distributed
+
+    if not str(device).startswith("cuda"):
+        return "cpu"
+    return "cuda" if distributed.world() == 1 else str(device)
 
 
 def takes_device(cls) -> bool:
@@ -64,10 +71,14 @@ def takes_device(cls) -> bool:
 
 
 def opened(section, path, encoder: dict, device):
-    """The index at ``path``, whatever its format; a note when the YAML names another."""
+    """The index at ``path``, whatever its format; a note when the YAML names another. Under torchrun the processes
+    divide its documents among them."""
+    from core import distributed
     from index import open_index
+    from index.shards import Ranks
 
-    index = open_index(path, encoder=encoder, device=index_device(device))
+    group = Ranks() if distributed.world() > 1 else None
+    index = open_index(path, encoder=encoder, device=index_device(device), group=group)
     found = index.manifest["format"]
     if section.name not in (found, "auto"):
         print(

@@ -80,7 +80,8 @@ def count_events(at: int, seed: int) -> list[int]:
         seen[0] += 1
         if seen[0] == at:
             if fd is not None and stat.S_ISREG(os.fstat(fd).st_mode) and rng.random() < 0.7:  # it is there in part
-                os.ftruncate(fd, rng.randint(starts.get(os.fstat(fd).st_ino, 0), os.fstat(fd).st_size))
+                file = os.fstat(fd)
+                os.ftruncate(fd, rng.randint(min(file.st_size, starts.get(file.st_ino, 0)), file.st_size))
             os.kill(os.getpid(), signal.SIGKILL)
 
     def opened(file, mode="r", *args, **kwargs):

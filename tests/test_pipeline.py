@@ -312,3 +312,15 @@ def test_two_processes_of_torchrun_equal_one(finished, tmp_path):
     train_retrieval.run(["--config_path", str(config), f"run.out={tmp_path / 'one'}"])
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert len(two) == 4 and two == pytest.approx(one, rel=1e-3)
+
+
+def test_two_processes_judge_with_half_of_the_index_each(finished, tmp_path):
+    root, config = finished
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = ["-m", "runs.evaluate_retrieval", "--config_path", str(config), f"run.out={tmp_path}"]
+    places = ["--checkpoint", str(root / "run"), "--index", str(root / "run" / "index")]
+    done = subprocess.run(run + words + places, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in sorted(p.name for p in (root / "run" / "runs").glob("*.trec")):
+        two, one = ((folder / "runs" / name).read_text().splitlines() for folder in (tmp_path, root / "run"))
+        assert one and [line.split()[:5] for line in two] == [line.split()[:5] for line in one]
