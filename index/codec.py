@@ -32,7 +32,7 @@ def unpack_table(nbits: int) -> Tensor:
 
 def unpack_bits(packed: Tensor, nbits: int, dim: int) -> Tensor:
     """The inverse of ``pack_bits``: [n, bytes] uint8 -> [n, dim] int64."""
-    return unpack_table(nbits).to(packed.device)[packed.long()].reshape(len(packed), -1)[:, :dim]
+    return unpack_table(nbits).to(packed.device)[packed.long()].flatten(1)[:, :dim]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Codec:
     def rebuild(self, codes: Tensor, packed: Tensor) -> Tensor:
         """``decompress`` in integers: multiples of ``step`` [n, D] float32, not brought to length 1."""
         weights = self.integer_weights.float()[unpack_table(self.nbits).to(packed.device)]
-        rows = torch.nn.functional.embedding(packed.int(), weights).reshape(len(codes), -1)[:, : self.dim]
+        rows = torch.nn.functional.embedding(packed.int(), weights).flatten(1)[:, : self.dim]
         return rows + self.integers.float()[codes.long()]
 
     def decompress(self, codes: Tensor, packed: Tensor, normalise: bool | None = None) -> Tensor:
@@ -78,7 +78,7 @@ class Codec:
 
         normalise overrides ``unit``. Bytes are looked up in a table of 256 rows, so no bit is ever touched here.
         """
-        rows = torch.nn.functional.embedding(packed.int(), self._table).reshape(len(codes), -1)[:, : self.dim]
+        rows = torch.nn.functional.embedding(packed.int(), self._table).flatten(1)[:, : self.dim]
         rows = rows + self.centroids[codes.long()]
         if self.unit if normalise is None else normalise:
             rows = torch.nn.functional.normalize(rows, dim=-1)

@@ -53,6 +53,8 @@ def check_queries(queries: TokenBatch, dim: int, device: torch.device | str) -> 
 def check_k(k: int, documents: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise UserError(f"k={k!r} is not a positive integer; ask for k=1 or more.")
+    if not documents:
+        raise UserError("the index holds no documents any more; add some before searching.")
     if k > documents:
         raise UserError(f"k={k} is more than the {documents} documents of the index; ask for k={documents} or less.")
 

@@ -241,7 +241,7 @@ def collect(opened, positions, starts, wanted, stamps, stamp, out):
 @jit
 def within(code, n_centroids):
     """A damaged code must not read beside the table."""
-    return min(np.intp(code), np.intp(n_centroids - 1))
+    return min(max(np.intp(code), np.intp(0)), np.intp(n_centroids - 1))
 
 
 @jit

@@ -42,7 +42,7 @@ class PlainCodec:
     def look(self, query: np.ndarray) -> Look:
         rows = torch.from_numpy(query).to(self.device)
         top = rows.abs().max()
-        scale = torch.where(top > 0, self.levels / top, 0.0)
+        scale = torch.where(top > 0, torch.div(torch.full_like(top, self.levels), top), 0.0)  # not the reciprocal
         integers = torch.round(rows * scale)
         products = (self.integers @ integers.T).to(torch.int32)
         low, high = products.min(), products.max()
@@ -104,7 +104,7 @@ class PlainPart:
 
     def _as_tensor(self, name: str, rows: np.ndarray) -> Tensor:
         if name == "codes":  # a damaged code must not read beside the table
-            rows = np.minimum(rows, self.codec.n_centroids - 1).astype(np.int32)
+            rows = np.clip(rows, 0, self.codec.n_centroids - 1).astype(np.int32)
         return torch.from_numpy(rows)
 
     def _take(self, name: str, at: Tensor) -> Tensor:
