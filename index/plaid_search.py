@@ -26,6 +26,9 @@ SCAN_ROWS = 1 << 14
 SHORTLIST = 4
 """Documents that are scored in integers, as a multiple of those that are decompressed (PLAID's ndocs and ndocs / 4)."""
 
+TOGETHER = 16
+"""Queries that the members of a group take through the steps of a search together."""
+
 WAVE = 64
 """Pieces whose results are held before they are merged."""
 
@@ -67,8 +70,19 @@ class Searcher:
     def rank(self, emb: np.ndarray, k: int, masks: Sequence[Mask], effort: Knobs) -> list[np.ndarray]:
         """emb [B, T, D] float32, zero rows do not count; masks: what may be found. -> k descending keys per query.
 
-        Members of a group meet between the steps and agree on every shortlist, as one process would make it.
+        A process that is alone takes every query through all steps at once, while what it has looked at is in the
+        cache. Members of a group take them together and meet between the steps.
         """
+        if self.group.alone:
+            return threads.run(lambda i: self._rank(emb[i : i + 1], k, masks[i : i + 1], effort)[0], range(len(emb)))
+        out: list[np.ndarray] = []
+        for first in range(0, len(emb), TOGETHER):
+            part = slice(first, first + TOGETHER)
+            out += self._rank(emb[part], k, masks[part], effort)
+        return out
+
+    def _rank(self, emb: np.ndarray, k: int, masks: Sequence[Mask], effort: Knobs) -> list[np.ndarray]:
+        """``rank`` for queries that go through the steps together; a group agrees on every shortlist."""
         rows = [q[q.any(-1)] if q.any() else q[:1] for q in emb]
         n = effort.n_candidates
         asking = [i for i, (_, count) in enumerate(masks) if count > n and emb[i].any()]
