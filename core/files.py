@@ -94,7 +94,9 @@ def read_json(path: str | Path, what: str = "file") -> Any:
             return json.load(handle)
     except FileNotFoundError:
         raise UserError(f"{what} '{path}' does not exist; check the path.") from None
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} '{path}' is not valid JSON ({error}); write it again.") from None
 
 

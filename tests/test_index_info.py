@@ -288,12 +288,15 @@ def test_the_device_reaches_the_index(finished, tmp_path, monkeypatch):  # noqa:
     assert len(seen) >= 2 and set(seen) == {"cpu:0"}
 
 
-def test_where_an_index_computes():
+def test_where_an_index_computes(monkeypatch):
     import torch
 
     from runs.indexing import index_device
 
-    assert [index_device(torch.device(d)) for d in ("cpu", "mps", "cuda:1")] == ["cpu", "cpu", "cuda:1"]
+    devices = [torch.device(d) for d in ("cpu", "mps", "cuda:1")]
+    assert [index_device(d) for d in devices] == ["cpu", "cpu", "cuda"]  # alone: all GPUs
+    monkeypatch.setattr("core.distributed.world", lambda: 2)
+    assert [index_device(d) for d in devices] == ["cpu", "cpu", "cuda:1"]
 
 
 def test_a_plan_is_near_the_truth_for_single_vectors(tmp_path):
