@@ -57,7 +57,11 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
         cannot_compare(path, built_by.get("checkpoint"))
         encoder = None
     # Without a manifest the exact index says what is wrong: the folder is absent, or its build did not end.
-    cls = importlib.import_module(f"index.{name}").Index
+    cls = getattr(importlib.import_module(f"index.{name}"), "Index", None)
+    if cls is None:
+        raise UserError(
+            f"'{path}' holds an index of format {name!r}, which this version does not know; build it again."
+        )
     if group is None:
         return cls.open(path, encoder=encoder, device=device)
     if name != "plaid":

@@ -55,6 +55,17 @@ class Codec:
         self.integers, self.step, self.levels = exact_integers(self.centroids, float(self.weights.abs().max()))
         self.integer_weights = torch.round(self.weights / self.step).to(torch.int8)
 
+    def shift(self, rows: int) -> int:
+        """Bits that an integer score of so many query rows loses, so that it fits into the upper half of a key."""
+        return max(0, (rows * self.dim * self.levels * (self.levels + 1)).bit_length() - 31)
+
+    def rounding(self) -> float:
+        """Six standard deviations of the product of a row of length 1 with what ``rebuild`` rounds away.
+
+        An entry of a rebuilt vector was rounded twice, each time by up to half a step either way.
+        """
+        return 6 * self.step / 6**0.5
+
     @property
     def dim(self) -> int:
         return self.centroids.shape[1]

@@ -38,6 +38,10 @@ class Look:
     """The value of 1 in tiles8."""
     tiles8: np.ndarray
     """[tiles, width, 32] int8 (flat): the rows as integers."""
+    row_error: float
+    """Length of the longest difference between a row and its integers times row_step."""
+    row_length: float
+    """Length of the longest row."""
 
 
 class CpuCodec:
@@ -63,7 +67,7 @@ class CpuCodec:
         integers = np.full((self.n_centroids, self.width), 128, np.uint8)
         integers[:, :dim] = codec.integers.numpy()[:, self.order].astype(np.int16) + 128
         self.decoder = (floats, np.ascontiguousarray(weights[0], np.float32), per, bytes_, codec.unit, dim)
-        self.longest = float(np.sqrt(np.square(floats).sum(1).max())) + float(np.abs(weights[0]).max()) * dim**0.5
+        self.codec, self.rounding = codec, codec.rounding()
         self.coder = (integers, np.ascontiguousarray(weights[1]), per, bytes_, dim)
 
     def look(self, query: np.ndarray) -> Look:
@@ -86,18 +90,12 @@ class CpuCodec:
         wide = np.zeros((rows, self.decoder[0].shape[1]), np.float32)
         wide[:, : self.dim] = query
         row_step = top / np.float32(self.levels)
-        return Look(products, table, tiles, rows, float(top) / self.levels * self.step, wide, float(row_step), tiles8)
-
-    def margin(self, look: Look) -> np.float32:
-        """Similarity within which integer products do not tell which of two vectors is nearer: six deviations.
-
-        An entry of a row is rounded once (variance row_step^2 / 12), one of a vector twice (step^2 / 6), and two
-        products are compared.
-        """
-        row = float(np.sqrt(np.square(look.floats).sum(1).max()))
-        vector = 1.0 if self.decoder[4] else self.longest
-        variance = (look.row_step * vector) ** 2 / 12 + (self.step * row) ** 2 / 6
-        return np.float32(6 * np.sqrt(2 * variance))
+        rest = query - row_step * np.rint(query * scale)
+        row_error, row_length = (float(np.sqrt(np.square(r).sum(1).max())) for r in (rest, query))
+        return Look(
+            products, table, tiles, rows, float(top) / self.levels * self.step, wide, float(row_step), tiles8,
+            row_error, row_length,
+        )  # fmt: skip
 
     def floats(self, rows: np.ndarray) -> np.ndarray:
         """rows [R, D] float32 -> [tiles, D, 32] (flat), for the rescoring loops."""
@@ -107,6 +105,9 @@ class CpuCodec:
         """[K] uint8: the centroids whose lists are opened."""
         out = np.zeros(self.n_centroids, np.uint8)
         n = min(n_probe, self.n_centroids)
+        if n == self.n_centroids and floor <= -(2**31):
+            out[:] = 1
+            return out
         kernels.probe(look.products, look.tiles, self.n_centroids, look.rows, n, np.int32(floor), out)
         return out
 
@@ -142,6 +143,12 @@ class CpuPart:
         positions = np.sort(local.out[:found])
         return positions[np.searchsorted(positions, self.first) : np.searchsorted(positions, self.last)]
 
+    def everything(self, wanted: np.ndarray | None) -> np.ndarray:
+        """Ascending positions of the wanted documents of this part."""
+        if wanted is None:
+            return np.arange(self.first, self.last, dtype=np.int32)
+        return (np.flatnonzero(wanted[self.first : self.last]) + self.first).astype(np.int32)
+
     def shortlist(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
         """The n best keys: sum over rows of the best table entry << 32 | 2^32 - 1 - position."""
 
@@ -158,23 +165,23 @@ class CpuPart:
         """The n best keys of ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
 
         def integers(here: np.ndarray) -> np.ndarray:
-            scores = np.empty(len(here), np.int32)
+            scores = np.empty(len(here), np.int64)
             scoring.score_integers(*self._rows(here), self.codec.coder, look.tiles8, scores)
             return scores
 
-        scores = threads.concatenate(integers, positions, 64)
-        return top_keys((scores.astype(np.int64) << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
+        scores = threads.concatenate(integers, positions, 64) >> self.codec.codec.shift(look.rows)
+        return top_keys((scores << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
 
     def close(self, look: Look, positions: np.ndarray) -> np.ndarray:
         """[n] float32: MaxSim of the query with the decompressed documents at ascending positions."""
         codec = self.codec
         looked = (look.tiles8, look.floats, np.float32(look.row_step), np.float32(codec.step))
-        margin = codec.margin(look)
+        errors = (np.float32(look.row_error), np.float32(look.row_length * codec.rounding))
 
         def work(here: np.ndarray) -> np.ndarray:
             out = np.empty(len(here), np.float32)
             rows = self._rows(here)
-            scoring.score_closely(*rows, codec.coder, codec.decoder, looked, margin, np.float32(NO_VECTORS), out)
+            scoring.score_closely(*rows, codec.coder, codec.decoder, looked, errors, np.float32(NO_VECTORS), out)
             return out
 
         return threads.concatenate(work, positions, 16)

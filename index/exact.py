@@ -17,19 +17,10 @@ from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index import threads
 from index.common import NO_VECTORS, Allowed, check_k, check_queries, compiled, float_keys, top_keys
+from index.manifest import SPEC, VERSION, begin, check_positive, entry, exclusive, finished, write_manifest
 from index.packed import packed_scores
 from index.segment import SegmentWriter, file_facts
-from index.stored import (
-    SPEC,
-    VERSION,
-    StoredIndex,
-    begin,
-    check_positive,
-    entry,
-    exclusive,
-    finished,
-    write_manifest,
-)
+from index.stored import StoredIndex
 from index.stream import blocks
 
 FIRST = "seg-00000"

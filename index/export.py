@@ -55,7 +55,13 @@ def export(index: Source, to: str, out: str | Path) -> int:
         raise UserError(f"'{out}' exists already; give a new folder, or delete it.")
     new = out.with_name(out.name + ".new")
     with exclusive(new):
+        mark = new / ".export"
+        if any(new.iterdir()) and not mark.is_file():
+            raise UserError(f"'{new}' is in the way and holds no unfinished export; move it away.")
+        mark.touch()
         for left in new.iterdir():
+            if left == mark:
+                continue
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         written = writers[to](index, new)
         if not written:

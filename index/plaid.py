@@ -6,6 +6,7 @@ every query row, ranks their documents by centroids alone, and decompresses the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from core.tokens import TokenBatch
 from index import plaid_build
 from index.codec import Codec
 from index.common import NO_VECTORS, Allowed, check_k, check_queries, float_keys
+from index.manifest import check_positive
 from index.plaid_search import Searcher
 from index.segment import Segment, SegmentWriter
 from index.shards import Alone, Group
@@ -32,9 +34,9 @@ class Effort:
     """What a search may cost; never a function of k.
 
     n_probe: lists opened per query row. threshold: lists whose centroid is less similar to the row than this stay
-    closed. When the opened lists hold fewer than n_candidates documents, n_probe doubles and the threshold falls until
-    they do, so every search gives min(k, allowed) results. n_candidates: documents that are decompressed and scored;
-    four times as many, chosen by their centroids alone, are scored in integers to find them.
+    closed. When the opened lists hold fewer than n_candidates documents, the threshold is dropped and n_probe doubles
+    until they do, so every search gives min(k, allowed) results. n_candidates: documents that are decompressed and
+    scored; four times as many, chosen by their centroids alone, are scored in integers to find them.
     """
 
     n_probe: int
@@ -64,6 +66,8 @@ class Index(StoredIndex):
         """
         index = super().open(path, encoder, device)
         index.group = group or Alone()
+        if not index.group.agree(index.manifest):
+            raise UserError(f"the index '{path}' changed while the processes opened it; start again.")
         return index
 
     @classmethod
@@ -168,7 +172,8 @@ class Index(StoredIndex):
         chosen = self._effort(effort or "balanced", k, n_probe=n_probe, threshold=threshold, n_candidates=n_candidates)
         emb = check_queries(queries, self.dim, "cpu").numpy()
         allowed = self._allowed(allowed_ids, len(emb))
-        masks = [self._mask(a) for a in allowed]
+        same = {id(a): self._mask(a) for a in allowed}  # one set of ids for all queries is one mask
+        masks = [same[id(a)] for a in allowed]
         with torch.inference_mode():
             if chosen is None:
                 keys = self._searcher.scan(emb, k, masks)
@@ -187,8 +192,11 @@ class Index(StoredIndex):
                 f"effort {name!r} is unknown; use {', '.join(map(repr, EFFORTS))}, 'exhaustive' or 'colbert'."
             )
         effort = Effort(**{**vars(EFFORTS[name]), **given})
-        if effort.n_probe < 1:
-            raise UserError(f"n_probe={effort.n_probe} opens no list; use 1 or more.")
+        check_positive(n_candidates=effort.n_candidates)
+        if isinstance(effort.n_probe, bool) or not isinstance(effort.n_probe, int) or effort.n_probe < 1:
+            raise UserError(f"n_probe={effort.n_probe} opens no list; use a whole number of 1 or more.")
+        if effort.threshold is not None and not math.isfinite(effort.threshold):
+            raise UserError(f"threshold={effort.threshold} is no similarity; give a number, or leave it out.")
         if effort.n_candidates < k:
             raise UserError(
                 f"k={k} is more than the n_candidates={effort.n_candidates} of effort={name!r}; "
@@ -255,6 +263,8 @@ class Index(StoredIndex):
 
 def devices(device: torch.device) -> list[torch.device]:
     """The devices that hold an index: all GPUs for "cuda", else the one that was named."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device '{device}' is not available here; use device='cpu'.")
     if device.type == "cuda" and device.index is None:
         return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     return [device]

@@ -24,8 +24,7 @@ from index import ivf, threads
 from index.codec import NBITS, Codec, fit_buckets
 from index.common import compiled
 from index.kmeans import Assigner, centroids_for, kmeans
-from index.segment import FACTS, JOURNAL, Segment, SegmentWriter, damaged, file_facts, load_array, save_array
-from index.stored import (
+from index.manifest import (
     MANIFEST,
     SPEC,
     VERSION,
@@ -37,6 +36,7 @@ from index.stored import (
     read_manifest,
     write_manifest,
 )
+from index.segment import FACTS, JOURNAL, Segment, SegmentWriter, damaged, file_facts, load_array, save_array
 from index.stream import blocks
 
 CODEBOOK, CENTROIDS, SPOOL, FIRST = "codebook.json", "centroids.npy", "spool", "seg-00000"

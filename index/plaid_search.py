@@ -41,6 +41,11 @@ class Knobs(Protocol):
     n_candidates: int
 
 
+def _of(mask: np.ndarray | None, base: int, part: Any) -> np.ndarray | None:
+    """A part's stretch of a mask of all positions."""
+    return None if mask is None else mask[base : base + len(part.segment)]
+
+
 class Searcher:
     """stretches: (base, first, last, segment), documents first .. last - 1 of a segment with its first position."""
 
@@ -76,8 +81,9 @@ class Searcher:
         if self.group.alone:
             return threads.run(lambda i: self._rank(emb[i : i + 1], k, masks[i : i + 1], effort)[0], range(len(emb)))
         out: list[np.ndarray] = []
-        for first in range(0, len(emb), TOGETHER):
-            part = slice(first, first + TOGETHER)
+        together = max(1, min(TOGETHER, QUERY_ROWS // emb.shape[1]))
+        for first in range(0, len(emb), together):
+            part = slice(first, first + together)
             out += self._rank(emb[part], k, masks[part], effort)
         return out
 
@@ -110,7 +116,11 @@ class Searcher:
         """Per query the candidates of every part; lists are opened until they hold enough documents."""
         found: dict[int, list] = {}
         probe, floor = effort.n_probe, effort.threshold
-        pending = list(looks)
+        few = [i for i in looks if masks[i][1] <= SHORTLIST * effort.n_candidates]
+        pending = [i for i in looks if masks[i][1] > SHORTLIST * effort.n_candidates]
+        for i in few:  # all of them go on: there is nothing to choose
+            mask = masks[i][0]
+            found[i] = [part.everything(_of(mask, base, part)) for base, part in zip(self.bases, self.parts)]
 
         def gather(i: int) -> list:
             step = looks[i][self.codecs[0]].step
@@ -119,8 +129,7 @@ class Searcher:
             opened = {codec: codec.opened(look, probe, least) for codec, look in looks[i].items()}
             mask = masks[i][0]
             return [
-                part.candidates(opened[part.codec], None if mask is None else mask[base : base + len(part.segment)])
-                for base, part in zip(self.bases, self.parts)
+                part.candidates(opened[part.codec], _of(mask, base, part)) for base, part in zip(self.bases, self.parts)
             ]
 
         while pending:

@@ -44,7 +44,8 @@ class PlainCodec:
         top = rows.abs().max()
         scale = torch.where(top > 0, torch.div(torch.full_like(top, self.levels), top), 0.0)  # not the reciprocal
         integers = torch.round(rows * scale)
-        products = (self.integers @ integers.T).to(torch.int32)
+        with torch.autocast(self.device.type, enabled=False):  # these products must be exact
+            products = (self.integers @ integers.T).to(torch.int32)
         low, high = products.min(), products.max()
         spread = torch.clamp(high - low, min=1).float()
         # (a number over a tensor would be a product with the reciprocal, which rounds otherwise)
@@ -76,15 +77,15 @@ class PlainPart:
         self.offsets = offsets - start
         self._starts = torch.from_numpy(self.offsets).to(device)
         self._start = start
-        self._held = self._hold(start, stop)
         lists = InvertedLists.read(segment, codec.n_centroids)
         here = (lists.positions >= first) & (lists.positions < last)
         counts = np.add.reduceat(np.append(here, False).astype(np.int64), lists.starts[:-1])
         counts[np.diff(lists.starts) == 0] = 0
         self._owner = torch.repeat_interleave(
-            torch.arange(codec.n_centroids, device=device), torch.from_numpy(counts).to(device)
+            torch.arange(codec.n_centroids, device=device, dtype=torch.int32), torch.from_numpy(counts).to(device)
         )
-        self._listed = torch.from_numpy(lists.positions[here].astype(np.int64) - first).to(device)
+        self._listed = torch.from_numpy(lists.positions[here] - np.int32(first)).to(device)
+        self._held = self._hold(start, stop)  # last: it takes what memory is left
 
     def _hold(self, start: int, stop: int) -> dict[str, Tensor]:
         """What fits on an accelerator, the codes before the residuals; the rest is read where it is mapped."""
@@ -116,10 +117,17 @@ class PlainPart:
     def candidates(self, opened: Tensor, wanted: np.ndarray | None) -> Tensor:
         """Ascending positions (from 0 at ``first``) of the wanted documents in the opened lists."""
         found = torch.zeros(self.last - self.first, dtype=torch.bool, device=self.codec.device)
-        found[self._listed[opened[self._owner]]] = True
+        found[self._listed[opened[self._owner.long()]].long()] = True
         if wanted is not None:
             found &= torch.from_numpy(wanted[self.first : self.last]).to(found.device).bool()
         return found.nonzero().flatten()
+
+    def everything(self, wanted: np.ndarray | None) -> Tensor:
+        """Ascending positions (from 0 at ``first``) of the wanted documents of this part."""
+        here = np.arange(self.last - self.first)
+        if wanted is not None:
+            here = np.flatnonzero(wanted[self.first : self.last])
+        return torch.from_numpy(here).to(self.codec.device)
 
     def shortlist(self, look: Look, positions: Tensor, n: int) -> np.ndarray:
         """The n best keys (approximate score << 32 | 2^32 - 1 - position)."""
@@ -140,8 +148,10 @@ class PlainPart:
         for here in self._runs(local, BUDGET_BYTES // (8 * (self.codec.dim + len(look.integers) + 1))):
             lengths = self._starts[here + 1] - self._starts[here]
             at = self._rows(here, lengths)
-            products = self.codec.codec.rebuild(self._take("codes", at), self._take("residuals", at)) @ look.integers.T
-            scores = segment_max(products, lengths).long().sum(1)
+            vectors = self.codec.codec.rebuild(self._take("codes", at), self._take("residuals", at))
+            with torch.autocast(vectors.device.type, enabled=False):
+                products = vectors @ look.integers.T
+            scores = segment_max(products, lengths).long().sum(1) >> self.codec.codec.shift(len(look.integers))
             best = best_keys(torch.cat([best, (scores << 32) | (0xFFFFFFFF - (here + self.first))]), n)
         return best.cpu().numpy()
 
@@ -162,7 +172,7 @@ class PlainPart:
             vectors = self.codec.codec.decompress(self._take("codes", at), self._take("residuals", at))
             with torch.autocast(vectors.device.type, enabled=False):
                 best = segment_max(vectors @ rows.T, lengths)
-            scores = best.new_zeros(len(here), len(starts) - 1).index_add_(1, owner, best)
+            scores = best.new_zeros(len(here), len(starts) - 1).index_add_(1, owner, best[:, : len(owner)])
             out.append(scores.masked_fill_((lengths == 0)[:, None], NO_VECTORS))
         return torch.cat(out).cpu().numpy()
 

@@ -2,7 +2,7 @@
 
 tiles8    a query in tiles of 32 rows of integers for ``dot4``: [tiles, groups of 4 dimensions, 32 rows, 4] int8
 floats    tiles of 32 rows of numbers for ``fma``: [tiles, D, 32] float32, D a multiple of 16
-coder     (unsigned integer centroids [K, width], unsigned integer weights, values per byte, bytes per vector, D)
+coder     (unsigned integer centroids [K, width], integer weights, values per byte, bytes per vector, D)
 decoder   (centroids [K, D up to 16] float32, weights, values per byte, bytes per vector, unit, D)
 With 16 weights a byte's places are planes of dimensions (see ``index.cpu``); else there are weights for every byte.
 """
@@ -74,11 +74,12 @@ def score_integers(codes, residuals, offsets, positions, coder, tiles8, scores):
 
 
 @jit
-def score_closely(codes, residuals, offsets, positions, coder, decoder, look, margin, no_vectors, out):
+def score_closely(codes, residuals, offsets, positions, coder, decoder, look, errors, no_vectors, out):
     """out[i] = MaxSim of document positions[i] in float32, most of whose products are only made in integers.
 
-    The integer products of a row are in error by a known amount, so only vectors within ``margin`` (twice that, as a
-    similarity) of the row's best can be its best: these, few in a hundred, are decompressed and multiplied in float32.
+    How far an integer product is from the true one is known (errors: the longest rounding error of a row, by Cauchy and
+    Schwarz; six deviations of the rounding of a vector, times the longest row), so most vectors cannot be a row's best.
+    Only the others, a few in a hundred, are decompressed and multiplied in float32.
     look: (tiles8, rows [T, D] float32 in the decoder's order, step of the rows' integers, step of the vectors').
     """
     integers, small_weights, per, bytes_, true_dim = coder
@@ -91,7 +92,8 @@ def score_closely(codes, residuals, offsets, positions, coder, decoder, look, ma
         longest = max(longest, offsets[p + 1] - offsets[p])
     vectors8, products = np.zeros(longest * width, np.uint8), np.empty(longest * TILE, np.int32)
     vectors, factors = np.zeros(longest * dim, np.float32), np.ones(longest, np.float32)
-    scales, ready, best = np.empty(longest, np.float32), np.empty(longest, np.uint8), np.empty(TILE, np.float32)
+    scales, slacks = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    ready, best = np.empty(longest, np.uint8), np.empty(TILE, np.float32)
     lanes, needed = np.empty(longest, np.uint32), np.empty(longest, np.int64)
     for i in range(len(positions)):
         first, n = offsets[positions[i]], offsets[positions[i] + 1] - offsets[positions[i]]
@@ -99,15 +101,20 @@ def score_closely(codes, residuals, offsets, positions, coder, decoder, look, ma
             out[i] = no_vectors
             continue
         _rebuild(codes, residuals, first, n, flat8, small_weights, per, bytes_, width, true_dim, vectors8)
-        scales[:n] = row_step * step
-        if unit:
-            _inverse_lengths(vectors8, n, width, true_dim, row_step, scales)
+        _inverse_lengths(vectors8, n, width, true_dim, scales)
+        for r in range(n):
+            if unit:  # a vector's error turns it by no more than error / length
+                slacks[r] = errors[0] + np.float32(1.02) * errors[1] * scales[r] / step
+                scales[r] *= row_step
+            else:
+                slacks[r] = errors[1] + errors[0] * step / scales[r]
+                scales[r] = row_step * step
         ready[:n] = 0
         s = np.float32(0)
         for t in range(len(tiles8) // (width * TILE)):
             centroid_products(vectors8, width, tiles8[t * width * TILE : (t + 1) * width * TILE], 0, n, products)
             here = min(TILE, n_rows - t * TILE)
-            _near_best(products, scales, n, here, margin, lanes)
+            _near_best(products, scales, slacks, n, here, lanes)
             count = 0
             for r in range(n):
                 if lanes[r] != 0 and ready[r] == 0:
@@ -125,19 +132,19 @@ def score_closely(codes, residuals, offsets, positions, coder, decoder, look, ma
 
 
 @jit
-def _near_best(products, scales, n, here, margin, lanes):
-    """lanes[r] = bits of the rows for which product r, scaled, is within ``margin`` of the best one."""
+def _near_best(products, scales, slacks, n, here, lanes):
+    """lanes[r] = bits of the rows for which product r, scaled and in error by up to slacks[r], can be the best one."""
     high0 = high1 = splat(np.float32(-3e38))
     for r in range(n):
-        scale = splat(scales[r])
-        high0 = simd.larger(high0, simd.mul(simd.to_float(load_int(products, r * TILE)), scale))
-        high1 = simd.larger(high1, simd.mul(simd.to_float(load_int(products, r * TILE + 16)), scale))
-    low0, low1 = simd.sub(high0, splat(margin)), simd.sub(high1, splat(margin))
+        scale, slack = splat(scales[r]), splat(slacks[r])
+        high0 = simd.larger(high0, simd.sub(simd.mul(simd.to_float(load_int(products, r * TILE)), scale), slack))
+        high1 = simd.larger(high1, simd.sub(simd.mul(simd.to_float(load_int(products, r * TILE + 16)), scale), slack))
     exists = np.uint32((np.int64(1) << here) - 1)
     for r in range(n):
-        scale = splat(scales[r])
-        bits0 = simd.lanes_at_least(simd.mul(simd.to_float(load_int(products, r * TILE)), scale), low0)
-        bits1 = simd.lanes_at_least(simd.mul(simd.to_float(load_int(products, r * TILE + 16)), scale), low1)
+        scale, slack = splat(scales[r]), splat(slacks[r])
+        value0 = simd.add(simd.mul(simd.to_float(load_int(products, r * TILE)), scale), slack)
+        value1 = simd.add(simd.mul(simd.to_float(load_int(products, r * TILE + 16)), scale), slack)
+        bits0, bits1 = simd.lanes_at_least(value0, high0), simd.lanes_at_least(value1, high1)
         lanes[r] = (bits0 | (bits1 << np.uint32(16))) & exists
 
 
@@ -158,8 +165,8 @@ def _improve(vectors, at, factor, lanes, rows, base, dim, best):
 
 
 @jit
-def _inverse_lengths(vectors, n, width, dim, factor, out):
-    """out[r] = factor / length of vector r, whose integers are stored plus 128."""
+def _inverse_lengths(vectors, n, width, dim, out):
+    """out[r] = 1 / length of vector r, whose integers are stored plus 128."""
     ones, flip = splat_int(np.int32(16843009)), splat_int(np.int32(-2139062144))
     for r in range(n):
         s = np.int32(0)
@@ -175,7 +182,7 @@ def _inverse_lengths(vectors, n, width, dim, factor, out):
             for d in range(dim):
                 v = np.int32(vectors[at + d]) - np.int32(128)
                 s += v * v
-        out[r] = factor / np.sqrt(max(np.float32(s), np.float32(1)))
+        out[r] = np.float32(1) / np.sqrt(max(np.float32(s), np.float32(1)))
 
 
 @jit

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from core.errors import UserError
 from core.files import atomic_file, sha256, write_json
 from index.mapped import HeldFile, damaged, load_array, save_array
 
@@ -320,6 +321,8 @@ class SegmentWriter:
             _sync(handle)
         self._journal.append(line)
         self.documents += line["documents"]
+        if self.documents >= 2**31:
+            raise UserError(f"'{self.path}' would hold more than 2^31 documents; build several indexes.")
         self.vectors += line["rows"]
 
     def finish(self, extra: Sequence[str] = ()) -> Segment:

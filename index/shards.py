@@ -6,6 +6,7 @@ before they are scored, the answer is exactly that of one process.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -19,6 +20,10 @@ Stretch = tuple[int, int, int, Segment]
 
 class Group(Protocol):
     alone: bool
+
+    def agree(self, manifest: dict) -> bool:
+        """Whether all members opened the same state of the index."""
+        ...
 
     def stretches(self, bases: np.ndarray, segments: Sequence[Segment]) -> list[Stretch]:
         """(base, first, last, segment) of what this member searches: documents first .. last - 1 of the segment."""
@@ -38,6 +43,9 @@ class Alone:
 
     alone = True
 
+    def agree(self, manifest: dict) -> bool:
+        return True
+
     def stretches(self, bases: np.ndarray, segments: Sequence[Segment]) -> list[Stretch]:
         return [(int(base), 0, len(s), s) for base, s in zip(bases, segments)]
 
@@ -52,6 +60,11 @@ class Ranks:
     """The processes of torch.distributed: rank r holds the r-th stretch."""
 
     alone = False
+
+    def agree(self, manifest: dict) -> bool:
+        from core import distributed
+
+        return len(set(distributed.gather_objects(json.dumps(manifest, sort_keys=True)))) == 1
 
     def __init__(self) -> None:
         from core import distributed

@@ -10,6 +10,7 @@ A document's position is its place among all documents of all segments in order,
 from __future__ import annotations
 
 import contextlib
+import inspect
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,9 +29,6 @@ from index.common import Allowed, allowed_positions, check_encoder, key_position
 from index.manifest import (
     MANIFEST,
     SPEC,
-    VERSION,
-    begin,
-    check_positive,
     entry,
     exclusive,
     finished,
@@ -356,6 +354,7 @@ class StoredIndex:
         options = self.manifest.get("options")
         if keep_codec or options is None:
             return self.compact()
+        known = inspect.signature(type(self).build).parameters  # type: ignore[attr-defined]
         with self._changing():
             self._whole()
             place = self.path.with_name(self.path.name + ".new")
@@ -368,15 +367,16 @@ class StoredIndex:
                     encoder=self.manifest["encoder"],
                     total=len(self),
                     device=str(self.device),
-                    **options,
+                    **{key: value for key, value in options.items() if key in known},
                 )
             manifest = {**read_manifest(place, self.FORMAT), "generation": self.manifest["generation"] + 1}
+            manifest["options"] = {**options, **manifest["options"]}  # a converted index has one that no build takes
             write_manifest(place, manifest)
             for file in self.path.iterdir():  # what others keep here, such as runs/indexing
                 if file.is_file() and not (place / file.name).exists() and file.name not in self.manifest["files"]:
                     shutil.copyfile(file, place / file.name)
             replace_folder(place, self.path)
-            (self.path / REBUILDING).unlink()
+            (self.path / REBUILDING).unlink(missing_ok=True)
             self._take(read_manifest(self.path, self.FORMAT))
 
     def _claim(self, place: Path) -> None:
@@ -386,6 +386,8 @@ class StoredIndex:
             return
         if not sign.is_file() and ((place / MANIFEST).is_file() or kind.committed(place)):  # type: ignore[attr-defined]
             raise UserError(f"'{place}' holds another index; finish its build, or delete the folder.")
+        if place.is_dir() and any(place.iterdir()) and not sign.is_file() and not (place / SPEC).is_file():
+            raise UserError(f"'{place}' is in the way and holds no index; move it away.")
         shutil.rmtree(place, ignore_errors=True)
 
     def _signed(self, place: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -482,18 +484,3 @@ class StoredIndex:
             "bytes_per_vector": round(size / max(1, vectors), 2),
             "encoder": self.manifest["encoder"],
         }
-
-
-__all__ = [
-    "MANIFEST",
-    "SPEC",
-    "VERSION",
-    "StoredIndex",
-    "begin",
-    "check_positive",
-    "entry",
-    "exclusive",
-    "finished",
-    "read_manifest",
-    "write_manifest",
-]

@@ -16,11 +16,14 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 _pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
 _inside = threading.local()
 
 
 def _forget() -> None:
-    _pools.clear()  # threads do not survive a fork
+    global _lock
+    _pools.clear()  # threads do not survive a fork, and a lock may have been held
+    _lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -38,20 +41,39 @@ def run(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     threads = min(count(), len(items))
     if threads <= 1:
         return [work(item) for item in items]
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="index", initializer=_enter)
-    # The calling thread works too: one hand-over less, and nothing waits for a pool that is busy elsewhere.
-    futures = [_pools[threads].submit(work, item) for item in items[1:]]
+    results: list[R | None] = [None] * len(items)
+    waiting = iter(range(len(items)))  # next() of it is atomic: whoever is free takes the next item
+
+    def take() -> None:
+        for i in waiting:
+            results[i] = work(items[i])
+
+    # The calling thread works too: one hand-over less, and it gets through even when the pool is busy elsewhere.
+    helpers = [_workers().submit(take) for _ in range(threads - 1)]
     _inside.working = True
     try:
-        first = work(items[0])
+        take()
     finally:
         _inside.working = False
-        results = [f.exception() for f in futures]  # never leave while a thread still works on our arrays
-    for error in results:
+        for helper in helpers:
+            helper.cancel()  # one that has not begun finds nothing left to do
+        errors = [h.exception() for h in helpers if not h.cancelled()]  # none may still work on our arrays
+    for error in errors:
         if error is not None:
             raise error
-    return [first, *(f.result() for f in futures)]
+    return results  # type: ignore[return-value]
+
+
+def _workers() -> ThreadPoolExecutor:
+    """One pool for all, as large as torch's number of threads asked for so far."""
+    size = max(1, torch.get_num_threads() - 1)
+    with _lock:
+        if not _pools or max(_pools) < size:
+            for old in _pools.values():
+                old.shutdown(wait=False)
+            _pools.clear()
+            _pools[size] = ThreadPoolExecutor(size, thread_name_prefix="index", initializer=_enter)
+        return next(iter(_pools.values()))
 
 
 def _enter() -> None:

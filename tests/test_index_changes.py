@@ -106,8 +106,8 @@ def check(index, live: dict) -> None:
 
 
 def agreement(truth, index, k: int) -> float:
-    """Share of the k best documents that are among the true ones; one whose true score is below the last by no more than
-    8 bits may change it, 0.01 for every query row, is as good."""
+    """Share of the k best documents that are among the true ones; one whose true score is below the last by no more
+    than 8 bits may change it, 0.01 for every query row, is as good."""
     hits = 0
     for whole, ranking in zip(truth.search(QUERIES, len(truth)), index.search(QUERIES, k, effort="exhaustive")):
         scores = dict(zip(whole.ids, whole.scores))

@@ -20,9 +20,9 @@ from core.maxsim import maxsim_packed
 from index import cpu, exact, plaid, plaid_build, plain
 from index.codec import NBITS, Codec, pack_bits, unpack_bits
 from index.common import key_positions
+from index.manifest import write_manifest
 from index.mapped import load_array, save_array
 from index.segment import Segment, SegmentWriter, file_facts
-from index.stored import write_manifest
 from tests.index_cases import ENCODER, corpus, questions, snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # random bytes are strange floats

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.errors import UserError
 from core.tokens import TokenBatch
 from index import cpu, exact, plain, threads
 from index.codec import Codec, fit_buckets, pack_bits, unpack_bits
@@ -374,3 +375,72 @@ def test_an_older_processor_gives_the_same_answers(tmp_path):
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout or "[100%]" in done.stdout
+
+
+def rows_of(*vectors: np.ndarray) -> TokenBatch:
+    return TokenBatch(torch.from_numpy(np.stack(vectors)).float()[None], torch.ones(1, len(vectors), dtype=torch.bool))
+
+
+def differences(index: Index, query: TokenBatch, k: int) -> float:
+    """How far scores of a search are from those of the exhaustive one."""
+    whole = index.search(query, len(index), effort="exhaustive")[0]
+    known = dict(zip(whole.ids, whole.scores))
+    found = index.search(query, k, n_probe=999, n_candidates=k)[0]
+    return max(abs(known[i] - s) for i, s in zip(found.ids, found.scores))
+
+
+def test_an_outlier_dimension_does_not_hide_the_best_vector(tmp_path):
+    """All other entries of such a row round to zero as integers, all in the same direction."""
+    rng, docs = np.random.default_rng(0), []
+    for i in range(150):
+        a = rng.choice([-1.0, 1.0], 128) / 128**0.5
+        a[0] = 0.1
+        b = rng.standard_normal(128)
+        b -= a * (a @ b)
+        b /= np.linalg.norm(b)
+        b[0] = 0.135
+        docs.append((f"d{i}", np.stack([v / np.linalg.norm(v) for v in (a, b)]).astype(np.float32)))
+    built = Index.build(tmp_path / "i", docs, dim=128, encoder={}, nbits=8)
+    row = 0.49 / 126 * np.sign(docs[0][1][0])
+    row[0] = 1
+    assert differences(built, rows_of(*[row] * 8), 30) < 1e-4
+    # Vectors much shorter than those of the build round more coarsely.
+    built.add((f"short-{i}", 0.1 * v) for i, (_, v) in enumerate(docs))
+    unit = rng.standard_normal((20, 128))
+    assert differences(built, rows_of(*unit / np.linalg.norm(unit, axis=1, keepdims=True)), 80) < 1e-4
+
+
+def test_many_rows_of_many_dimensions_do_not_overflow(tmp_path):
+    signs = np.sign(np.random.default_rng(0).standard_normal((60, 1, 1024))).astype(np.float32) / 32
+    built = Index.build(tmp_path / "i", [(f"d{i}", s) for i, s in enumerate(signs)], dim=1024, encoder={}, nbits=8)
+    query = rows_of(*[signs[7, 0]] * 832)
+    for loops in (True, False):
+        opened = Index.open(built.path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("index.plaid_search.compiled", lambda loops=loops: loops)
+            assert opened.search(query, 5, n_probe=999, n_candidates=5)[0].ids[0] == "d7"
+
+
+def test_a_query_of_zeros_and_an_autocast_on_the_plain_loops(built, monkeypatch):
+    wanted = built[2].search(QUERIES, 20, effort="fast")
+    monkeypatch.setattr("index.plaid_search.compiled", lambda: False)
+    opened = Index.open(built[2].path)
+    zeros = TokenBatch(torch.zeros(2, 3, 32), torch.ones(2, 3, dtype=torch.bool))
+    assert opened.search(zeros, 2, effort="exhaustive")[1].ids == ("doc-0", "doc-1")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = opened.search(QUERIES, 20, effort="fast")
+    assert [set(r.ids) for r in found] == [set(r.ids) for r in wanted]
+
+
+def test_few_allowed_documents_are_all_looked_at(built, monkeypatch):
+    """Instead of opening more and more lists until they are found."""
+    monkeypatch.setattr(cpu.CpuCodec, "opened", lambda *a: pytest.fail("lists were opened"))
+    allowed = {id_ for id_, _ in DOCS[::7]}
+    truth = built[4].search(QUERIES, 30, allowed, effort="exhaustive")
+    assert overlap(truth, built[4].search(QUERIES, 30, allowed, n_candidates=80), 30) > 0.95
+
+
+@pytest.mark.parametrize("knob", [{"threshold": float("nan")}, {"threshold": float("inf")}, {"n_probe": 2.5}])
+def test_bad_knobs_are_a_sentence(built, knob):
+    with pytest.raises(UserError, match=f"{next(iter(knob))}="):
+        built[2].search(QUERIES, 3, **knob)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.errors import UserError
 from index import plaid
 from index.plaid import Index
 from index.shards import Alone, share
@@ -114,7 +115,10 @@ def test_processes_answer_as_one(path, tmp_path):
     assert reports[0]["answers"] == wanted and reports[1]["answers"] == wanted
 
 
-def test_a_device_list_is_all_gpus(monkeypatch):
+def test_a_device_list_is_all_gpus(path, monkeypatch):
+    with pytest.raises(UserError, match="device 'cuda' is not available here"):
+        Index.open(path, device="cuda").search(QUERIES, 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [d.index for d in plaid.devices(torch.device("cuda"))] == [0, 1, 2, 3]
     assert plaid.devices(torch.device("cuda:2")) == [torch.device("cuda:2")]
