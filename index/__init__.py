@@ -24,7 +24,8 @@ def choose(documents: int) -> tuple[str, str]:
 def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu", group: Group | None = None) -> Index:
     """Open a complete index of any format: the manifest names the module of this room that wrote it.
 
-    group: processes that divide the documents among them (see ``index.shards``); PLAID only.
+    group: processes that divide the documents among them (see ``index.shards``); other formats than PLAID are searched
+    as a whole by each of them.
 
     An index that colbert-ai built is told by its files and opens as it lies (see ``index.colbert_ai``).
     """
@@ -62,8 +63,6 @@ def open_index(path: str | Path, encoder: dict | None = None, device: str = "cpu
         raise UserError(
             f"'{path}' holds an index of format {name!r}, which this version does not know; build it again."
         )
-    if group is None:
+    if group is None or name != "plaid":
         return cls.open(path, encoder=encoder, device=device)
-    if name != "plaid":
-        raise UserError(f"'{path}' is of format '{name}', which one process searches alone; start one process.")
     return cls.open(path, encoder=encoder, device=device, group=group)

@@ -65,7 +65,9 @@ class Index(StoredIndex):
             segment = finished(path / FIRST)
             if segment is None:
                 writer = SegmentWriter(path / FIRST, {"vectors": (dtype, [dim])})
-                for block in blocks(progress(stream, "exact index", total, unit="doc"), writer, dim, dtype):
+                for block in blocks(
+                    progress(stream, "exact index", total, unit="doc", memory=True), writer, dim, dtype
+                ):
                     writer.append(block.ids, block.lengths, {"vectors": block.vectors})
                 segment = writer.finish()
             write_manifest(

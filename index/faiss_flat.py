@@ -18,6 +18,7 @@ from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index.common import Allowed, allowed_positions, check_k, check_queries
+from index.manifest import exclusive
 from index.peers import PeerIndex, check_positive, checked
 
 BLOCK = 8192
@@ -45,23 +46,24 @@ class Index(PeerIndex):
         """
         faiss, path = cls.library(), Path(path)
         check_positive(dim=dim)
-        cls.begin(path, {"dim": dim, "encoder": encoder})
-        flat, ids, block = faiss.IndexFlatIP(dim), [], []
-        for id_, rows in checked(progress(stream, "faiss index", total, unit="doc"), dim, "float32"):
-            if len(rows) != 1:
-                raise UserError(
-                    f"document '{id_}' has {len(rows)} vectors, the faiss index holds exactly one per document; "
-                    "use index.name exact or plaid for it."
-                )
-            ids.append(id_)
-            block.append(rows)
-            if len(block) == BLOCK:
+        with exclusive(path):
+            cls.begin(path, {"dim": dim, "encoder": encoder})
+            flat, ids, block = faiss.IndexFlatIP(dim), [], []
+            for id_, rows in checked(progress(stream, "faiss index", total, unit="doc"), dim, "float32"):
+                if len(rows) != 1:
+                    raise UserError(
+                        f"document '{id_}' has {len(rows)} vectors, the faiss index holds exactly one per document; "
+                        "use index.name exact or plaid for it."
+                    )
+                ids.append(id_)
+                block.append(rows)
+                if len(block) == BLOCK:
+                    flat.add(np.concatenate(block))
+                    block = []
+            if block:
                 flat.add(np.concatenate(block))
-                block = []
-        if block:
-            flat.add(np.concatenate(block))
-        faiss.write_index(flat, str(path / cls.FILES))
-        return cls.finish(path, ids, [1] * len(ids), {"dim": dim, "encoder": encoder})
+            faiss.write_index(flat, str(path / cls.FILES))
+            return cls.finish(path, ids, [1] * len(ids), {"dim": dim, "encoder": encoder})
 
     @cached_property
     def _flat(self) -> Any:

@@ -21,6 +21,7 @@ from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index.common import Allowed, allowed_positions, check_k, check_queries
+from index.manifest import exclusive
 from index.peers import PeerIndex, check_positive, checked
 
 EFFORTS = {"fast": (4, 1024), "balanced": (8, 4096)}
@@ -67,23 +68,24 @@ class Index(PeerIndex):
         cls.library()
         path = Path(path)
         options = {"nbits": nbits, "kmeans_niters": kmeans_niters, "batch_docs": batch_docs, "seed": seed}
-        cls.begin(path, {"dim": dim, "encoder": encoder, "options": options})
-        ids: list[str] = []
-        lengths: list[int] = []
-        batch: list[Tensor] = []
-        writer = _Writer(path / cls.FILES, device, {k: v for k, v in options.items() if k != "batch_docs"})
-        for id_, rows in checked(progress(stream, "fast-plaid index", total, unit="doc"), dim, "float16"):
-            ids.append(id_)
-            lengths.append(len(rows))
-            if len(rows):
-                batch.append(torch.from_numpy(rows))
-            if len(batch) == batch_docs:
+        with exclusive(path):
+            cls.begin(path, {"dim": dim, "encoder": encoder, "options": options})
+            ids: list[str] = []
+            lengths: list[int] = []
+            batch: list[Tensor] = []
+            writer = _Writer(path / cls.FILES, device, {k: v for k, v in options.items() if k != "batch_docs"})
+            for id_, rows in checked(progress(stream, "fast-plaid index", total, unit="doc"), dim, "float16"):
+                ids.append(id_)
+                lengths.append(len(rows))
+                if len(rows):
+                    batch.append(torch.from_numpy(rows))
+                if len(batch) == batch_docs:
+                    writer.write(batch)
+                    batch = []
+            if batch or (ids and not any(lengths)):
                 writer.write(batch)
-                batch = []
-        if batch or (ids and not any(lengths)):
-            writer.write(batch)
-        writer.close()
-        return cls.finish(path, ids, lengths, {"dim": dim, "encoder": encoder, "options": options}, device)
+            writer.close()
+            return cls.finish(path, ids, lengths, {"dim": dim, "encoder": encoder, "options": options}, device)
 
     @cached_property
     def _peer(self) -> Any:

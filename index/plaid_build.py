@@ -93,7 +93,7 @@ def _staged(path: Path, stream: Stream, dim: int, total: int | None, options: di
     spool = finished(path / SPOOL)
     if spool is None:
         writer = SegmentWriter(path / SPOOL, {"vectors": ("float16", [dim])})
-        for block in blocks(progress(stream, "vectors", total, unit="doc"), writer, dim, "float16"):
+        for block in blocks(progress(stream, "vectors", total, unit="doc", memory=True), writer, dim, "float16"):
             writer.append(block.ids, block.lengths, {"vectors": block.vectors})
         spool = writer.finish()
     if not (path / CODEBOOK).is_file():
@@ -104,7 +104,7 @@ def _staged(path: Path, stream: Stream, dim: int, total: int | None, options: di
     writer = SegmentWriter(path / FIRST, arrays(codec))
     runs = [r for r in spool.blocks(ENCODE_ROWS) if r[1] > writer.documents]
     coder = Coder(codec, device)
-    for first, last in progress(runs, "residuals", unit="block"):
+    for first, last in progress(runs, "residuals", unit="block", memory=True):
         rows = spool.read("vectors", int(spool.offsets[first]), int(spool.offsets[last]))
         writer.append(spool.ids(first, last), spool.lengths[first:last], coder.encode(rows))
     return complete(writer, codec)
@@ -119,7 +119,7 @@ def _direct(path: Path, stream: Stream, dim: int, total: int | None, source: Pat
     if (segment := finished(path / FIRST)) is not None:
         return segment
     writer, coder = SegmentWriter(path / FIRST, arrays(codec)), Coder(codec, device)
-    for block in blocks(progress(stream, "vectors", total, unit="doc"), writer, dim, "float16"):
+    for block in blocks(progress(stream, "vectors", total, unit="doc", memory=True), writer, dim, "float16"):
         writer.append(block.ids, block.lengths, coder.encode(block.vectors))
     return complete(writer, codec)
 

@@ -234,7 +234,7 @@ class StoredIndex:
                 shutil.rmtree(place)
                 segment = None
             if segment is None:
-                segment = self._write_added(place, progress(stream, "add", total, unit="doc"), seen)
+                segment = self._write_added(place, progress(stream, "add", total, unit="doc", memory=True), seen)
             elif [id_ for id_, _ in stream] != segment.ids():
                 raise UserError(self._begun_otherwise(len(segment)))
             self._commit([*self.manifest["segments"], entry(segment)], self._deleted)
@@ -333,7 +333,7 @@ class StoredIndex:
             if len(self):
                 try:
                     writer = SegmentWriter(place, self._arrays(), "compact")
-                    for ids, lengths, rows in progress(self._live_blocks(), "compact", None, unit="block"):
+                    for ids, lengths, rows in progress(self._live_blocks(), "compact", None, unit="block", memory=True):
                         writer.append(ids, lengths, rows)
                     entries = [entry(self._complete(writer))]
                 except Exception:  # a full disk, say: give the space back
