@@ -12,7 +12,8 @@ from core.protocols import Index
 from index.shards import Group
 
 AUTO_EXACT_BELOW = 1000
-"""Documents below which ``auto`` takes the exact index: scoring everything is then faster than choosing."""
+"""Documents below which ``auto`` takes the exact index: scoring everything then takes a few milliseconds at most, and
+makes no error. (PLAID becomes faster between 300 and 1,000 documents.)"""
 
 
 def choose(documents: int) -> tuple[str, str]:
