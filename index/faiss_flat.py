@@ -18,8 +18,8 @@ from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index.common import Allowed, allowed_positions, check_k, check_queries
-from index.manifest import exclusive
-from index.peers import PeerIndex, check_positive, checked
+from index.manifest import check_positive, exclusive
+from index.peers import PeerIndex, checked
 
 BLOCK = 8192
 

@@ -21,8 +21,8 @@ from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
 from index.common import Allowed, allowed_positions, check_k, check_queries
-from index.manifest import exclusive
-from index.peers import PeerIndex, check_positive, checked
+from index.manifest import check_positive, exclusive
+from index.peers import PeerIndex, checked
 
 EFFORTS = {"fast": (4, 1024), "balanced": (8, 4096)}
 """effort -> n_ivf_probe, n_full_scores; "balanced" is fast-plaid's default. The third, "exhaustive", takes all."""

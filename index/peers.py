@@ -180,12 +180,6 @@ class PeerIndex:
         }
 
 
-def check_positive(**options: int) -> None:
-    for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{name}={value!r} is not a positive integer; give 1 or more.")
-
-
 def checked(stream: Iterable[tuple[str, np.ndarray | None]], dim: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """(id, [n, dim] of ``dtype``, a copy) of every document; a bad id, shape or value is a UserError that names it."""
     seen: set[str] = set()
