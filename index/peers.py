@@ -25,6 +25,8 @@ from core.errors import UserError
 from core.files import atomic_file, read_json, sha256, write_json
 from core.protocols import Ranking
 from index.common import NO_VECTORS, check_encoder, rank_keys, rankings
+from index.segment import check_file
+from index.stream import check_id, check_vectors
 
 MANIFEST, SPEC, IDS = "manifest.json", "spec.json", "ids.json"
 
@@ -157,13 +159,7 @@ class PeerIndex:
         """Re-read every file and compare sizes, digests and counts; one sentence per problem, none when all is well."""
         problems = []
         for name, facts in self.manifest["files"].items():
-            file = self.path / name
-            if not file.is_file():
-                problems.append(f"{name} is missing")
-            elif file.stat().st_size != facts["bytes"]:
-                problems.append(f"{name} has {file.stat().st_size} bytes, was written with {facts['bytes']}")
-            elif sha256(file) != facts["sha256"]:
-                problems.append(f"{name} has changed since it was written (sha256)")
+            problems += check_file(self.path / name, facts)
         if not problems and len(self.ids()) != len(self):
             problems.append(f"documents: {IDS} holds {len(self.ids())}, the manifest says {len(self)}")
         return problems
@@ -183,26 +179,9 @@ class PeerIndex:
 def checked(stream: Iterable[tuple[str, np.ndarray | None]], dim: int, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """(id, [n, dim] of ``dtype``, a copy) of every document; a bad id, shape or value is a UserError that names it."""
     seen: set[str] = set()
-    for position, (id_, vectors) in enumerate(stream):
-        if not isinstance(id_, str):
-            raise UserError(f"document {position} has the id {id_!r} of type {type(id_).__name__}; write str(id).")
-        if not id_.strip():
-            raise UserError(f"document {position} has an empty id ({id_!r}); give every document a non-empty id.")
+    for position, (given, vectors) in enumerate(stream):
+        id_ = check_id(given, position)
         if id_ in seen:
             raise UserError(f"id '{id_}' stands twice (again at document {position}); drop or rename one of them.")
-        if vectors is None:
-            raise UserError(f"document '{id_}' came without vectors; this index cannot go on with a build, give them.")
         seen.add(id_)
-        given = np.asarray(vectors)
-        if given.ndim != 2 or given.shape[1] != dim:
-            raise UserError(
-                f"the vectors of document '{id_}' have shape {given.shape}, the index wants [n, {dim}]; "
-                "check dim= and write a single vector as [1, d]."
-            )
-        with np.errstate(over="ignore"):
-            rows = np.array(given, dtype=dtype)
-        if not np.isfinite(rows).all():
-            raise UserError(
-                f"the vectors of document '{id_}' hold NaN or infinity as {dtype}; check its text or the encoder."
-            )
-        yield id_, rows
+        yield id_, check_vectors(id_, vectors, dim, dtype)

@@ -15,15 +15,14 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-_pools: dict[int, ThreadPoolExecutor] = {}
+_pool: tuple[int, ThreadPoolExecutor] | None = None
 _lock = threading.Lock()
 _inside = threading.local()
 
 
 def _forget() -> None:
-    global _lock
-    _pools.clear()  # threads do not survive a fork, and a lock may have been held
-    _lock = threading.Lock()
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()  # threads do not survive a fork, and the lock may have been held
 
 
 if hasattr(os, "register_at_fork"):
@@ -66,14 +65,12 @@ def run(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 def _workers() -> ThreadPoolExecutor:
     """One pool for all, as large as torch's number of threads asked for so far."""
+    global _pool
     size = max(1, torch.get_num_threads() - 1)
     with _lock:
-        if not _pools or max(_pools) < size:
-            for old in _pools.values():
-                old.shutdown(wait=False)
-            _pools.clear()
-            _pools[size] = ThreadPoolExecutor(size, thread_name_prefix="index", initializer=_enter)
-        return next(iter(_pools.values()))
+        if _pool is None or _pool[0] < size:  # a smaller one ends by itself when its last caller has left it
+            _pool = size, ThreadPoolExecutor(size, thread_name_prefix="index", initializer=_enter)
+        return _pool[1]
 
 
 def _enter() -> None:
