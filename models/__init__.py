@@ -10,7 +10,7 @@ from core.names import Room
 
 room = Room(
     "models", key="model.name", what="retrievers",
-    helpers={"towers", "keys", "fusion", "pooling", "artifacts", "originals"},
+    helpers={"towers", "keys", "visual", "fusion", "mapping", "pooling", "artifacts", "originals", "multivector"},
 )  # fmt: skip
 names, module, config_class = room.names, room.module, room.config_class
 

@@ -55,6 +55,9 @@ def settle_fresh(missing: list[str], fresh: list[str], where: str) -> None:
 PHASES = {"train", "valid", "eval", "frozen", "fresh", "mask_policy", "visual_noise", "text_tower"}
 """Config keys that another phase may choose anew for the same weights. All others decide what the weights mean."""
 
+OPEN = ("query_marker", "doc_marker", "attend_to_mask_tokens")
+"""Keys whose null asks for what the text tower has, so for the checkpoint's."""
+
 
 def check_compatible(there, wanted, where: str = "run.init") -> None:
     """Whether the weights of a checkpoint with config ``there`` are right for the config ``wanted``.
@@ -62,8 +65,10 @@ def check_compatible(there, wanted, where: str = "run.init") -> None:
     Names of towers may differ (the checkpoint holds their weights). Errors: UserError with every structural difference.
     """
 
+    left_open = {key for key in OPEN if getattr(wanted, key, None) is None}
+
     def structure(config) -> dict:
-        plain = config.model_dump(mode="json", exclude=PHASES)
+        plain = config.model_dump(mode="json", exclude=PHASES | left_open)
         if isinstance(plain.get("vision"), dict):
             plain["vision"].pop("tower", None)
         return plain

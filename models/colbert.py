@@ -36,9 +36,11 @@ class Stage(Strict):
 class Config(Strict):
     """``model`` section for ``name: colbert``.
 
-    text_tower: a ColBERT folder, a plain encoder folder, or a hub name. fresh: weights that the tower does not have
-    and that are to be trained from scratch (``[linear]`` for a plain encoder). frozen: parts that do not train, of
-    "text" and "linear". attend_to_mask_tokens: BERT attends to the [MASK] padding of queries.
+    text_tower: a ColBERT, PyLate, sentence-transformers or plain encoder folder, or a hub name (docs/TOWERS.md).
+    fresh: weights that the tower does not have and that are to be trained from scratch (``[linear]`` for a plain
+    encoder). frozen: parts that do not train, of "text" and "linear". query_marker, doc_marker: the vocabulary entry
+    behind [CLS], "" for none. attend_to_mask_tokens: the trunk attends to the [MASK] padding of queries. These three
+    are what the tower's folder says where they are null.
     """
 
     name: Literal["colbert"] = "colbert"
@@ -46,9 +48,9 @@ class Config(Strict):
     dim: int = Field(128, ge=1)
     fresh: list[str] = []
     frozen: list[Literal["text", "linear"]] = []
-    query_marker: str = "[unused0]"
-    doc_marker: str = "[unused1]"
-    attend_to_mask_tokens: bool = False
+    query_marker: str | None = None
+    doc_marker: str | None = None
+    attend_to_mask_tokens: bool | None = None
     train: Stage = Stage()
     valid: Stage | None = None
     eval: Stage = Stage()
@@ -146,7 +148,12 @@ class ColBERT(nn.Module):
         if side == "document":
             return self.tokenizer.documents(texts, options.doc_maxlen)
         ids, mask = self.tokenizer.queries(texts, options.query_maxlen)
-        return ids, torch.ones_like(mask) if self.config.attend_to_mask_tokens else mask
+        return ids, torch.ones_like(mask) if self.attends() else mask
+
+    def attends(self) -> bool:
+        """Whether the trunk attends to the [MASK] padding of queries: the config's word, else the tower's."""
+        asked, own = self.config.attend_to_mask_tokens, self.tokenizer.conventions
+        return own.expansion and (own.attend if asked is None else asked)
 
     # ---- encode
 
@@ -182,7 +189,7 @@ class ColBERT(nn.Module):
         if full_length:
             length = self.tokenizer.full_query_length(texts, self.options().query_maxlen)
             ids, mask = self.tokenizer.queries(texts, length)
-            batch.tensors.update(ids=ids, mask=torch.ones_like(mask) if self.config.attend_to_mask_tokens else mask)
+            batch.tensors.update(ids=ids, mask=torch.ones_like(mask) if self.attends() else mask)
         if context is not None:
             room = self.text.trunk.config.max_position_embeddings - self.options().query_maxlen
             extra, extra_mask = self.tokenizer.contexts(context, room + 1)
@@ -216,7 +223,7 @@ class ColBERT(nn.Module):
         }
 
     def _query_key(self, side: str) -> dict:
-        return {} if side == "document" else {"attend_to_mask_tokens": self.config.attend_to_mask_tokens}
+        return {} if side == "document" else {"attend_to_mask_tokens": self.attends()}
 
     @torch.no_grad()
     def text_states(self, side: str, texts: Sequence[str]) -> list[Tensor]:
@@ -267,7 +274,7 @@ class ColBERT(nn.Module):
 
 
 def make_tokenizer(config: Config, folder: Path) -> ColbertTokenizer:
-    """The folder's tokenizer with the configured markers."""
+    """The folder's tokenizer and conventions, with the markers that the config names."""
     return ColbertTokenizer.from_folder(folder, query_marker=config.query_marker, doc_marker=config.doc_marker)
 
 

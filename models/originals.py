@@ -1,20 +1,28 @@
-"""Reading and writing the released layouts of ColBERT and MIRe."""
+"""Reading and writing the released layouts: HF ColBERT folders, and the ``.pth`` files of MIRe and Ret-XKnow."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from core import foreign
+from core.differences import differences
 from core.errors import UserError
 from core.files import atomic_folder, read_json, write_json
-from models import artifacts, colbert, mire
-from models.keys.mire import COLBERT_PREFIXES, PREFIXES, to_ours, to_theirs
-from models.towers.folders import read_weights, resolve, tower_config
+from models import artifacts, colbert, mire, mire_preflmr, ret_xknow, visual
+from models.keys.mire import COLBERT_PREFIXES, PREFIXES, SENT_PREFIXES, to_ours, to_theirs
+from models.mapping import EPS
+from models.multivector import is_multivector, load_multivector
+from models.towers.conventions import FILE as CONVENTIONS
+from models.towers.conventions import Conventions
+from models.towers.folders import assign, read_weights, resolve, tower_config
+from models.towers.multivector import trunk_folder
 from models.towers.text import TextTower
 from models.towers.vision import VisionConfig, VisionTower, vision_trunk_config
 
@@ -23,13 +31,15 @@ PHASES = {  # query and document lengths that the original trainer sets, by mode
     False: {"query_maxlen": 32, "doc_maxlen": 180},
 }
 INFERENCE = {"query_maxlen": 64, "doc_maxlen": 384}
+MAPPING_BASE = "bert-base-uncased"
 
 
 def load_original(path: str | Path, root: str | Path | None = None) -> colbert.ColBERT:
     """A retriever from a released checkpoint.
 
-    path: a MIRe ``.pth`` (or the folder that holds exactly one), with its sidecars beside it; or an HF ColBERT folder
-    with ``artifact.metadata``, or its hub name. root: folder in which relative names are looked up first.
+    path: a ``.pth`` (or the folder that holds exactly one), with its sidecars beside it; or a folder or hub name of an
+    HF ColBERT (``artifact.metadata``) or a multi-vector model (``modules.json``). root: folder in which relative names
+    are looked up first.
     The source's ``provenance.json``, where there is one, becomes ``retriever.provenance``.
     """
     place = Path(path)
@@ -37,9 +47,14 @@ def load_original(path: str | Path, root: str | Path | None = None) -> colbert.C
     if len(found) > 1:
         raise UserError(f"the folder '{place}' holds {len(found)} .pth files; give one of them, such as '{found[-1]}'.")
     if not found and place.is_file():
-        raise UserError(f"'{place}' is a single file; give a MIRe .pth, or the folder of a ColBERT checkpoint.")
-    model = load_mire(found[0], root) if found else load_colbert(path, root)
+        raise UserError(
+            f"'{place}' is a single file; give a .pth of MIRe or Ret-XKnow, or the folder of a ColBERT checkpoint."
+        )
     folder = found[0].parent if found else resolve(str(path), root)
+    if found:
+        model = load_pth(found[0], root)
+    else:
+        model = (load_multivector if is_multivector(folder) else load_colbert)(path, root)
     model.provenance = artifacts.read_provenance(folder)
     return model
 
@@ -90,25 +105,60 @@ def _markers(facts: dict) -> dict[str, str]:
     }
 
 
-def load_mire(path: Path, root: str | Path | None = None) -> mire.MIRe:
-    """A MIRe ``.pth``. With towers inside nothing else is needed but the vision tower's config; a fusion-only file
-    (about 59 MB) goes onto the towers that ``config.json`` names."""
+@dataclass(frozen=True)
+class Released:
+    """One ``short_name`` of the MIRe and Ret-XKnow repositories: our module and the settings of its own.
+
+    sentence: the text tower is a PyLate folder's, not a BERT under ColBERTv2's names.
+    """
+
+    module: ModuleType
+    facts: tuple[str, ...] = ()
+    sentence: bool = False
+
+    @property
+    def prefixes(self) -> list[tuple[str, str]]:
+        return SENT_PREFIXES if self.sentence else PREFIXES
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self.module.Retriever.kinds)
+
+
+RELEASED = {
+    "mire": Released(mire, facts=("num_heads",)),
+    "sent_mire": Released(mire, facts=("num_heads", "colbert_checkpoint"), sentence=True),
+    "xknow": Released(ret_xknow),
+    "preflmr": Released(mire_preflmr),
+}
+
+
+def load_pth(path: Path, root: str | Path | None = None) -> visual.VisualColBERT:
+    """A ``.pth`` of MIRe, SentMIRe, Ret-XKnow or their PreFLMR; ``short_name`` in config.json says which.
+
+    With towers inside nothing else is needed but the vision tower's config; a fusion-only file (59 MB for MIRe) goes
+    onto the towers that ``config.json`` names.
+    """
     payload = foreign.load(path)
     if not isinstance(payload, dict):
         raise UserError(f"'{path}' holds a {type(payload).__name__}, not a checkpoint; give a MIRe .pth file.")
-    tensors = _renamed(payload.get("model", payload), path)
     folder = path.parent
     block, facts = read_json(folder / "config.json", "checkpoint config"), metadata(folder)
-    for key in ("num_tokens", "num_heads", "vision_model_name"):
-        if key not in block:
-            raise UserError(
-                f"'{folder / 'config.json'}' has no '{key}', so '{path.name}' is not a MIRe checkpoint; "
-                f"it says short_name '{block.get('short_name')}'."
-            )
+    released = RELEASED.get(block.get("short_name"))
+    needed = ("num_tokens", "vision_model_name", *(released.facts if released else ()))
+    missing = [key for key in needed if key not in block]
+    if released is None or missing:
+        raise UserError(
+            f"'{folder / 'config.json'}' says short_name '{block.get('short_name')}'"
+            + (f" and has no {', '.join(missing)}" if missing else "")
+            + f"; '{path.name}' can be read beside the config.json that its training wrote, of short_name "
+            f"{', '.join(RELEASED)}."
+        )
+    tensors = _renamed(payload.get("model", payload), released.prefixes, path)
     complete = any(k.startswith("text.trunk.") for k in tensors)
-    config = _mire_config(block, facts, tensors)
+    config = _config(released, block, facts, tensors, (root, folder))
     if not complete:
-        model = mire.build(config, root)
+        model = released.module.build(config, root)
         state = model.fusion.state_dict()
         unknown = sorted(k for k in tensors if not k.startswith("fusion."))
         missing = sorted(k for k in state if f"fusion.{k}" not in tensors)
@@ -117,52 +167,103 @@ def load_mire(path: Path, root: str | Path | None = None) -> mire.MIRe:
                 f"'{path}' is neither a whole nor a fusion-only checkpoint: missing {missing[:4]}, "
                 f"not understood {unknown[:4]}."
             )
-        model.fusion.load_state_dict({k: tensors[f"fusion.{k}"] for k in state})
+        assign(model.fusion, tensors, {k: f"fusion.{k}" for k in state})
         return model.eval()
-    text = TextTower(tower_config(folder), config.dim, artifacts.has_pooler(tensors))
+    place = _sentence_folder(block, folder, root) if released.sentence else folder
+    text = TextTower(tower_config(trunk_folder(place)), config.dim, artifacts.has_pooler(tensors))
     vision, pixels = _vision(config.vision, tensors, root)
-    model = mire.MIRe(config, text, colbert.make_tokenizer(config, folder), vision, pixels)
+    model = released.module.Retriever(config, text, colbert.make_tokenizer(config, place), vision, pixels)
     artifacts.load_portable(model, tensors, path)
     return model.eval()
 
 
-def _renamed(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    named = {to_ours(k): v for k, v in state.items() if isinstance(v, Tensor)}
+def _sentence_folder(block: dict, folder: Path, root: str | Path | None) -> Path:
+    """Where a SentMIRe's tokenizer and conventions are: beside the .pth if we wrote it, else in its PyLate folder."""
+    return folder if (folder / CONVENTIONS).is_file() else resolve(block["colbert_checkpoint"], root)
+
+
+def _renamed(state: dict[str, Tensor], prefixes: list[tuple[str, str]], path: Path) -> dict[str, Tensor]:
+    named = {to_ours(k, prefixes): v for k, v in state.items() if isinstance(v, Tensor)}
     named.pop(None, None)
     unknown = [k[1:] for k in named if k.startswith("?")]
     if unknown:
         raise UserError(
-            f"'{path}' has weights that MIRe does not know: {', '.join(unknown[:5])}; it is another system's."
+            f"'{path}' has weights that its short_name does not know: {', '.join(unknown[:5])}; it is another system's."
         )
     return {k: v.float() for k, v in named.items()}
 
 
-def training_stage(pretraining: bool, training: bool) -> mire.Stage:
+def training_stage(released: Released, facts: dict, pretraining: bool, training: bool) -> colbert.Stage:
     """How the original treats a training batch, while training or validating on it.
 
-    Phase A divides by 0.3 in both; phase B's 0.8 follows BERT's training flag, so it validates at 1.0.
+    MIRe's trainer sets lengths and temperature: phase A divides by 0.3 in both; phase B's 0.8 follows BERT's training
+    flag, so it validates at 1.0. The others keep the lengths of ``artifact.metadata`` and divide by nothing.
     """
+    rows = released.kinds if pretraining else [*released.kinds, "text"]
+    lengths = PHASES[pretraining]
+    if released.module is not mire:
+        return released.module.Stage(**{k: facts.get(k, v) for k, v in lengths.items()}, rows=rows)
     name = "pretrain" if pretraining else "train" if training else "eval"
-    rows = ["global", "pooled"] if pretraining else ["global", "pooled", "text"]
-    return mire.Stage(**PHASES[pretraining], rows=rows, temperature=mire.TEMPERATURES[name])
+    return mire.Stage(**lengths, rows=rows, temperature=mire.TEMPERATURES[name])
 
 
-def _mire_config(block: dict, facts: dict, tensors: dict[str, Tensor]) -> mire.Config:
+def _config(released: Released, block: dict, facts: dict, tensors: dict[str, Tensor], places) -> visual.Config:
     pretraining = bool(block.get("pretraining", False))
     linear = tensors.get("text.linear.weight")
-    return mire.Config(
+    own = {key: block[key] for key in released.facts if key in released.module.Config.model_fields}
+    if not released.sentence:
+        own |= _markers(facts)
+    if released.module is ret_xknow:
+        own["kernel_size"] = _kernel(tensors, block)
+    if released.module is mire_preflmr:
+        own["mapping"] = _mapping(tensors, block, places)
+    return released.module.Config(
         text_tower=block.get("colbert_checkpoint", "ckpts/colbertv2.0"),
         vision=VisionConfig(tower=block["vision_model_name"]),
         dim=facts.get("dim", 128) if linear is None else linear.shape[0],
         num_tokens=block["num_tokens"],
-        num_heads=block["num_heads"],
         mask_policy="legacy",
         frozen=["vision", "text", "linear"] if pretraining else ["vision"],
-        train=training_stage(pretraining, True),
-        valid=training_stage(pretraining, False),
+        train=training_stage(released, facts, pretraining, True),
+        valid=training_stage(released, facts, pretraining, False),
         # Indexes of the original keep punctuation although training drops it.
-        eval=mire.Stage(**INFERENCE, mask_punctuation=False),
-        **_markers(facts),
+        eval=released.module.Stage(**INFERENCE, mask_punctuation=False),
+        **own,
+    )
+
+
+def _kernel(tensors: dict[str, Tensor], block: dict) -> int:
+    """Ret-XKnow's kernel: the weights know it."""
+    first = tensors.get("fusion.conv1.0.weight", tensors.get("fusion.conv.0.weight"))
+    if first is None or "fusion.k_state.weight" not in tensors:
+        raise UserError(
+            "these are weights of the first form of Ret-XKnow (March 2024: no k_state, cells of raw patches), which "
+            "is another model; only the form of August 2024 and later can be read."
+        )
+    kernel = first.shape[-1]
+    if block.get("kernel_size", kernel) != kernel:
+        raise UserError(
+            f"config.json says kernel_size {block['kernel_size']}, but the weights have {kernel}; correct config.json."
+        )
+    return kernel
+
+
+def _mapping(tensors: dict[str, Tensor], block: dict, places) -> mire_preflmr.Mapping:
+    """The mapping layer's settings. The original takes them from the hub's bert-base-uncased: a folder of that name
+    beside the base models or the checkpoint is read, else the text tower's stand for them (ColBERTv2's are the same).
+    """
+    files = [Path(place) / MAPPING_BASE / "config.json" for place in places if place is not None]
+    base = next((read_json(f, "mapping config") for f in files if f.is_file()), block)
+    if base.get("hidden_act", "gelu") != "gelu" or base.get("layer_norm_eps", EPS) != EPS:
+        raise UserError(
+            f"the mapping layer's config has hidden_act '{base.get('hidden_act')}' and layer_norm_eps "
+            f"{base.get('layer_norm_eps')}; only BERT's, 'gelu' and {EPS}, can be read."
+        )
+    wide = tensors.get("fusion.transformer_mapping_network.layer.0.intermediate.dense.weight")
+    return mire_preflmr.Mapping(
+        heads=base.get("num_attention_heads"),
+        width=base.get("intermediate_size") if wide is None else wide.shape[0],
+        dropout=base.get("hidden_dropout_prob", 0.1),
     )
 
 
@@ -176,7 +277,7 @@ def _vision(config: VisionConfig, tensors: dict[str, Tensor], root) -> tuple[Vis
             "Images need its preprocessor_config.json in the converted checkpoint's 'vision' folder."
         )
         return VisionTower(_clip_config(tensors), config), None
-    return VisionTower(vision_trunk_config(folder), config), mire.pixels_of(folder)
+    return VisionTower(vision_trunk_config(folder), config), visual.pixels_of(folder)
 
 
 def _clip_config(tensors: dict[str, Tensor]):
@@ -201,18 +302,19 @@ def _clip_config(tensors: dict[str, Tensor]):
 
 
 def save_original(model: colbert.ColBERT, out: str | Path, facts: dict | None = None) -> Path:
-    """Write the released layout: a MIRe folder with one ``.pth``, or an HF ColBERT folder. Returns the main file.
+    """Write the released layout: a folder with one ``.pth``, or an HF ColBERT folder. Returns the main file.
 
     facts: go into provenance.json, beside the provenance of what the model was read from.
     """
+    short = _short_name(model)
     state = artifacts.portable_state(model)
     with atomic_folder(out) as folder:
         model.text.trunk.config.save_pretrained(folder)
         model.tokenizer.save(folder)
         write_json(folder / "provenance.json", artifacts.provenance(artifacts.with_source(model, facts)))
         settings = {
-            "query_token_id": model.config.query_marker,
-            "doc_token_id": model.config.doc_marker,
+            "query_token_id": model.tokenizer.conventions.query_marker,
+            "doc_token_id": model.tokenizer.conventions.doc_marker,
             "query_token": "[Q]",
             "doc_token": "[D]",
             "dim": model.config.dim,
@@ -222,42 +324,88 @@ def save_original(model: colbert.ColBERT, out: str | Path, facts: dict | None = 
             "doc_maxlen": model.config.train.doc_maxlen,
             "mask_punctuation": model.config.train.mask_punctuation,
             "use_ib_negatives": True,
-            "attend_to_mask_tokens": model.config.attend_to_mask_tokens,
+            "attend_to_mask_tokens": model.attends(),
             "checkpoint": model.config.text_tower,
         }
         (folder / "artifact.metadata").write_text(json.dumps(settings, indent=2), encoding="utf-8")
         raw = read_json(folder / "config.json")
-        if isinstance(model, mire.MIRe):
-            _save_mire(model, folder, raw, state)
-            return Path(out) / "mire.pth"
+        if short is not None:
+            _save_pth(model, short, folder, raw, state)
+            return Path(out) / f"{short}.pth"
         write_json(folder / "config.json", {**raw, "architectures": ["HF_ColBERT"]})
         named = {to_theirs(k, COLBERT_PREFIXES): v for k, v in state.items()}
         artifacts.save_tensors(folder / "model.safetensors", named)
         return Path(out) / "model.safetensors"
 
 
-def _save_mire(model: mire.MIRe, folder: Path, raw: dict, state: dict[str, Tensor]) -> None:
+def _as_colbertv2(model: colbert.ColBERT) -> bool:
+    """Whether the text tower is a BERT that reads texts as ColBERTv2 does; markers are ColBERT's to choose."""
+    own, usual = model.tokenizer.conventions, Conventions()
+    lengths = {"query_maxlen": None, "doc_maxlen": None, "attend": False}
+    markers = {"query_marker": usual.query_marker, "doc_marker": usual.doc_marker}
+    return model.text.trunk.config.model_type == "bert" and replace(own, **lengths, **markers) == usual
+
+
+def _short_name(model: colbert.ColBERT) -> str | None:
+    """Which of the released systems a model is; None for ColBERT itself."""
+    sentence = not _as_colbertv2(model)
+    if not sentence and not isinstance(model, visual.VisualColBERT):
+        return None
+    for short, released in RELEASED.items():
+        if isinstance(model, released.module.Retriever) and released.sentence == sentence:
+            return short
+    raise UserError(
+        f"the original layout of '{model.config.name}' holds a BERT that reads texts as ColBERTv2 does, this model's "
+        "text tower is another; keep it in this project's own layout, or, if it reads text only, use "
+        "--to sentence-transformers."
+    )
+
+
+def _save_pth(model: visual.VisualColBERT, short: str, folder: Path, raw: dict, state: dict[str, Tensor]) -> None:
     from omegaconf import OmegaConf
 
     if not model.vision.family.startswith("clip"):
         raise UserError(
-            f"MIRe's .pth layout holds a CLIP tower, this model has '{model.vision.family}'; "
+            f"the .pth layout holds a CLIP tower, this model has '{model.vision.family}'; "
             "keep it in this project's own layout."
         )
+    published = VisionConfig(tower=model.config.vision.tower)
+    if model.config.vision != published:
+        changed = differences(published.model_dump(), model.config.vision.model_dump(), "model.vision")
+        raise UserError(
+            f"the .pth layout cannot say which layers or grid a model takes ({'; '.join(changed)}); keep it in this "
+            "project's own layout."
+        )
+    config = model.config
     block = {
-        "short_name": "mire",
-        "vision_model_name": model.config.vision.tower,
-        "colbert_checkpoint": model.config.text_tower,
+        "short_name": short,
+        "vision_model_name": config.vision.tower,
+        "colbert_checkpoint": config.text_tower,
         "gather_embeddings": True,
-        "num_tokens": model.config.num_tokens,
-        "num_heads": model.config.num_heads,
+        "num_tokens": config.num_tokens,
+        **{key: getattr(config, key) for key in ("num_heads", "kernel_size") if hasattr(config, key)},
         "hidden_size": model.text.hidden_size,
-        "pretraining": "text" not in model.config.train.rows,
+        "pretraining": "text" not in config.train.rows,
     }
     write_json(folder / "config.json", {**raw, "architectures": ["HF_ColBERT"], **block})
+    if short == "preflmr":
+        _save_mapping(model, folder / MAPPING_BASE)
     payload = {
-        "model": {to_theirs(k, PREFIXES): v.detach().cpu().clone() for k, v in state.items()},
+        "model": {to_theirs(k, RELEASED[short].prefixes): v.detach().cpu().clone() for k, v in state.items()},
         "config": OmegaConf.create({"model": block}),
         "epoch": 0,
     }
-    torch.save(payload, folder / "mire.pth")
+    torch.save(payload, folder / f"{short}.pth")
+
+
+def _save_mapping(model: mire_preflmr.MirePreFLMR, folder: Path) -> None:
+    """The BertConfig that the original fetches by this name, for a mapping layer of other shape too."""
+    from transformers import BertConfig
+
+    BertConfig(
+        hidden_size=model.text.hidden_size,
+        num_attention_heads=model.fusion.heads,
+        intermediate_size=model.fusion.width,
+        hidden_dropout_prob=model.config.mapping.dropout,
+        attention_probs_dropout_prob=model.config.mapping.dropout,
+    ).save_pretrained(folder)

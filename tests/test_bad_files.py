@@ -186,7 +186,7 @@ def test_original_names_map_both_ways():
     assert to_theirs("text.linear.weight", COLBERT_PREFIXES) == "linear.weight"
 
 
-@pytest.mark.parametrize("name", ["colbert", "mire"])
+@pytest.mark.parametrize("name", ["colbert", "mire", "ret_xknow", "mire_preflmr"])
 def test_conversion_there_and_back(tmp_path, name):
     from runs.convert_checkpoint import run as convert
 

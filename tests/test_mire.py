@@ -8,6 +8,7 @@ import torch
 from core.records import Document, Query
 from models import mire
 from models.fusion import QueryGuidedAttentivePooling
+from models.visual import Question
 from tests import tiny
 
 POLICIES = ("legacy", "train", "clean")
@@ -128,26 +129,14 @@ def test_noise_on_features_acts_in_training_only(tmp_path):
     noisy = tiny.retriever("mire", tmp_path / "towers", visual_noise=0.5)
     noisy.load_state_dict(quiet.state_dict())
     images = quiet.collate_queries(tiny.queries(tmp_path)).images
-    text, mask = torch.randn(3, 12, 16), torch.ones(3, 12, dtype=torch.bool)
+    text = Question(torch.randn(3, 12, 32), torch.randn(3, 12, 16), torch.ones(3, 12, dtype=torch.bool))
     with torch.no_grad():
-        expected = quiet.visual_rows(images, text, mask)[0]
-        assert torch.equal(noisy.visual_rows(images, text, mask)[0], expected)
+        expected = quiet.visual_rows(images, text)[0]["pooled"]
+        assert torch.equal(noisy.visual_rows(images, text)[0]["pooled"], expected)
         noisy.train()
-        assert not torch.allclose(noisy.visual_rows(images, text, mask)[0], expected, atol=1e-3)
+        assert not torch.allclose(noisy.visual_rows(images, text)[0]["pooled"], expected, atol=1e-3)
         quiet.train()
-        assert torch.equal(quiet.visual_rows(images, text, mask)[0], expected)
-
-
-def test_an_index_of_images_names_the_head_and_the_tower(model):
-    text, images = model.identity(), model.identity(images=True)
-    assert text["retriever"] == "colbert" and images["retriever"] == "mire"
-    for module, key in ((model.fusion.o_proj[1], "fusion"), (model.vision, "visual")):
-        with torch.no_grad():
-            next(module.parameters()).add_(0.1)
-        assert model.identity() == text  # text documents do not see images
-        now = model.identity(images=True)
-        assert {k for k in images if images[k] != now[k]} == {key}
-        images = now
+        assert torch.equal(quiet.visual_rows(images, text)[0]["pooled"], expected)
 
 
 def test_every_policy_is_under_the_contract():

@@ -41,20 +41,21 @@ def text_tower(folder: Path, colbert: bool = True, seed: int = 0, hidden: int = 
     return folder
 
 
-def vision_tower(folder: Path, seed: int = 0) -> Path:
-    """A CLIP vision tower: 24 px images, 8 px patches, so 9 patches; with its image processor."""
+def vision_tower(folder: Path, seed: int = 0, side: int = 3) -> Path:
+    """A CLIP vision tower with side x side patches of 8 px; with its image processor."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(seed)
     config = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=24, patch_size=8
-    )
+        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=8 * side,
+        patch_size=8,
+    )  # fmt: skip
     CLIPVisionModel(config).save_pretrained(folder)
     processor = {
         "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True, "do_normalize": True,
-        "do_rescale": True, "do_convert_rgb": True, "size": {"shortest_edge": 24},
-        "crop_size": {"height": 24, "width": 24}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3,
-        "rescale_factor": 1 / 255,
+        "do_rescale": True, "do_convert_rgb": True, "size": {"shortest_edge": 8 * side},
+        "crop_size": {"height": 8 * side, "width": 8 * side}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
+        "resample": 3, "rescale_factor": 1 / 255,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
     return folder
@@ -62,6 +63,13 @@ def vision_tower(folder: Path, seed: int = 0) -> Path:
 
 VARIANTS = {
     "mire": [{}, {"mask_policy": "train"}, {"mask_policy": "clean"}, {"residual": True}],
+    "ret_xknow": [
+        {},
+        {"kernel_size": 3, "mask_policy": "clean"},
+        {"kernel_size": 4, "cells": "all"},
+        {"cells": "best", "mask_policy": "train"},
+    ],
+    "mire_preflmr": [{}, {"mask_policy": "train"}, {"mask_policy": "clean"}],
 }
 """Config values that change what a family computes; the contract holds for each. A family not named has its default."""
 
@@ -76,7 +84,8 @@ def model_section(name: str, root: Path, **changes) -> dict:
     if "text_tower" in fields:
         section["text_tower"] = str(text_tower(root / "text"))
     if "vision" in fields:
-        section["vision"] = {"tower": str(vision_tower(root / "vision"))}
+        side = 12 if "kernel_size" in fields else 3  # two by two cells behind kernel 4, which wants 8 x 8 or more
+        section["vision"] = {"tower": str(vision_tower(root / "vision", side=side))}
     for key, value in {"num_tokens": 3, "num_heads": 2}.items():
         if key in fields:
             section[key] = value

@@ -1,4 +1,4 @@
-"""State-dict names of MIRe's ``.pth`` files and of HF ColBERT folders, both ways."""
+"""State-dict names of the ``.pth`` files of MIRe, Ret-XKnow and their PreFLMR, and of HF ColBERT folders, both ways."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ PREFIXES = [
     ("vision_tower.vision_tower.", "vision.trunk."),
     ("query_fusion.", "fusion."),
 ]
-"""(MIRe's prefix, ours). Tower names behind the prefix are the hub's on both sides."""
+"""(Their prefix, ours). Tower names behind the prefix are the hub's on both sides."""
+
+SENT_PREFIXES = [("model.", "text.trunk."), ("dense.", "text.linear."), *PREFIXES[2:]]
+"""SentMIRe: a bare transformer and the Dense layer of its sentence-transformers folder."""
 
 COLBERT_PREFIXES = [("bert.", "text.trunk."), ("linear.", "text.linear.")]
 

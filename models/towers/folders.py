@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from core.config import check
 from core.errors import UserError
+from core.files import read_json
+from models.towers.cnn import CNNConfig
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -21,7 +25,7 @@ WEIGHT_FILES = (
 def resolve(name: str, root: str | Path | None = None) -> Path:
     """A local folder (relative names are tried under ``root`` first), else a snapshot of the hub repository."""
     for candidate in ([Path(root) / name] if root is not None else []) + [Path(name)]:
-        if (candidate / "config.json").is_file():
+        if any((candidate / file).is_file() for file in ("config.json", "modules.json")):
             return candidate
     if Path(name).is_dir():
         raise UserError(f"the folder '{name}' has no config.json; give a folder in the Hugging Face layout.")
@@ -36,8 +40,8 @@ def resolve(name: str, root: str | Path | None = None) -> Path:
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "artifact.metadata"]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
-        if not any((folder / f).is_file() for f in WEIGHT_FILES):
-            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin*"]))
+        if not any(next(folder.rglob(f), None) for f in WEIGHT_FILES):
+            folder = Path(snapshot_download(name, allow_patterns=[*patterns, "*pytorch_model*.bin*"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0][:160]
         raise UserError(
@@ -48,24 +52,25 @@ def resolve(name: str, root: str | Path | None = None) -> Path:
 
 
 def tower_config(folder: Path):
-    """The folder's Hugging Face config; a damaged one or an unknown model type is a UserError."""
+    """The folder's config: Hugging Face's, or ours for a CNN; a damaged one or an unknown model type is a UserError."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        raw = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        if not (isinstance(raw, dict) and raw.get("model_type") == "efficientnet_lite"):
+            return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"'{Path(folder) / 'config.json'}' does not describe a tower ({reason}); give a folder in the Hugging Face "
             "layout whose model_type transformers knows."
         ) from None
+    return check(CNNConfig, raw, f"'{Path(folder) / 'config.json'}'")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder: safetensors preferred, sharded or not, else pickled weights (weights only)."""
-    from core.files import read_json
-
     if (folder / "model.safetensors").is_file():
         return _safetensors(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").is_file():

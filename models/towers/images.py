@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from core.errors import UserError
 from core.records import ImageRef
 from core.visual import VisualBatch
+from models.towers.pixels import quick
 
 
 def read_bytes(ref: ImageRef) -> bytes:
@@ -39,9 +41,11 @@ def read_bytes(ref: ImageRef) -> bytes:
         ) from None
 
 
-def decode(ref: ImageRef, data: bytes | None = None) -> Image.Image:
+def decode(ref: ImageRef, data: bytes | None = None, draft: int | None = None) -> Image.Image:
     """An RGB PIL image, upright (EXIF), cropped to ``ref.box``.
 
+    draft: a JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 of its size that leaves both sides so many pixels or
+    more: faster, other pixels. Images with a box are not (its numbers mean the full size).
     CMYK and palette images are converted, transparency is laid on white, 16-bit grey is scaled to 8 bits, the first
     frame of an animation is taken. A truncated or unreadable file is an error that names the image.
     """
@@ -49,10 +53,16 @@ def decode(ref: ImageRef, data: bytes | None = None) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.seek(0)
+        if draft is not None and ref.box is None:
+            image.draft(None, (draft, draft))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        unknown = isinstance(error, UnidentifiedImageError)  # Pillow would name an object in memory
+        reason = f"{len(data)} bytes of no known image format" if unknown else error
         place = ref.path or ref.id
-        raise UserError(f"image '{ref.id}' cannot be decoded ({place}: {error}); replace or remove the file.") from None
+        raise UserError(
+            f"image '{ref.id}' cannot be decoded ({place}: {reason}); replace or remove the file."
+        ) from None
     image = ImageOps.exif_transpose(image)
     image = _rgb(image)
     if ref.box is not None:
@@ -93,6 +103,7 @@ class PixelSource:
 
     def __init__(self, folder: str | Path) -> None:
         self.processor = load_processor(folder)
+        self._quick = quick(self.processor, self.describe())
         self.fingerprint = {"kind": "pixels", "preprocessing": self.describe()}
 
     def describe(self) -> dict:
@@ -105,8 +116,25 @@ class PixelSource:
         return self.pixels([decode(ref) for ref in refs])
 
     def pixels(self, images: Sequence[Image.Image]) -> VisualBatch:
-        out = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return VisualBatch(pixels=torch.as_tensor(out, dtype=torch.float32))
+        return VisualBatch(pixels=self.finish(torch.from_numpy(np.stack([self.prepare(i) for i in images]))))
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """One image -> [3, H, W], 8-bit where ``finish`` can do the rest, float32 otherwise."""
+        if self._quick is not None:
+            return self._quick.prepare(image)
+        return np.asarray(self.processor(images=[image], return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+    def finish(self, prepared: Tensor) -> Tensor:
+        """Stacked results of ``prepare`` [N, 3, H, W], on any device -> float32 pixels there."""
+        return prepared if self._quick is None else self._quick.finish(prepared)
+
+    @property
+    def edge(self) -> int:
+        """The pixels that images are resized to: what ``decode(draft=...)`` must leave."""
+        settings = self.describe()
+        if not settings.get("do_resize"):
+            raise UserError("visual.draft is true, but this tower's images are not resized; set it to false.")
+        return max(settings["size"].values())
 
     def save(self, folder: Path) -> None:
         self.processor.save_pretrained(folder)

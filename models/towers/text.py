@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from core.errors import UserError
 from models.keys.towers import match
 from models.towers.folders import assign, read_weights, resolve, tower_config
+from models.towers.multivector import modules_of, projection, trunk_folder
 
 
 class TextTower(nn.Module):
@@ -44,20 +46,18 @@ class TextTower(nn.Module):
 
 
 def load_text_tower(name: str, dim: int, root: str | Path | None = None) -> tuple[TextTower, list[str], Path]:
-    """Build from a ColBERT folder (``bert.*`` + ``linear.weight``) or a plain encoder; local folder or hub name.
+    """Build from any folder of ``text_weights``; local folder or hub name.
 
-    Returns the tower, the weights left at their initial value, and the folder (for its tokenizer).
+    Returns the tower, the weights left at their initial value, and the folder (for its tokenizer and conventions).
     """
     folder = resolve(name, root)
-    config = tower_config(folder)
-    tensors = read_weights(folder)
-    prefix = trunk_prefix(tensors)
+    config, tensors = text_weights(folder)
     if "linear.weight" in tensors and tensors["linear.weight"].shape[0] != dim:
         raise UserError(
             f"model.dim is {dim} but '{name}' projects to {tensors['linear.weight'].shape[0]}; set model.dim to that."
         )
     tower = TextTower(config, dim)
-    names, _ = match(config.model_type, list(tower.trunk.state_dict()), list(tensors), prefix)
+    names = trunk_names(config.model_type, list(tower.trunk.state_dict()), tensors)
     missing = [f"text.trunk.{k}" for k in assign(tower.trunk, tensors, names)]
     missing += [f"text.linear.{k}" for k in assign(tower.linear, tensors, {"weight": "linear.weight"})]
     if any(m.startswith("text.trunk.pooler.") for m in missing):
@@ -66,9 +66,24 @@ def load_text_tower(name: str, dim: int, root: str | Path | None = None) -> tupl
     return tower, missing, folder
 
 
-def trunk_prefix(tensors: dict[str, Tensor]) -> str:
-    """ "bert." in ColBERT and task checkpoints, "" in plain ones."""
-    for prefix in ("bert.", "model.", ""):
-        if any(k.startswith(prefix + "embeddings.") for k in tensors):
-            return prefix
-    raise UserError("the text checkpoint has no '*embeddings.*' weights; give a BERT-like encoder folder.")
+def text_weights(folder: Path) -> tuple:
+    """(Hugging Face config, tensors) of a text tower's folder, recognised by its files.
+
+    modules.json      PyLate or sentence-transformers: the trunk's tensors, and the Dense layers as ``linear.weight``
+    ``linear.weight`` a ColBERT folder: one file with ``bert.*`` and the projection
+    else              a plain encoder without a projection
+    """
+    trunk = trunk_folder(folder)
+    config, tensors = tower_config(trunk), read_weights(trunk)
+    modules = modules_of(folder)
+    matrix = projection(modules) if modules else None
+    return config, tensors if matrix is None else {**tensors, "linear.weight": matrix}
+
+
+def trunk_names(family: str, own: list[str], tensors: dict[str, Tensor]) -> dict[str, str]:
+    """own name -> the file's name. Files of task models put a prefix in front of the trunk's ("bert.", "model.")."""
+    prefixes = {found[1] for k in tensors if (found := re.match(r"((?:.*?\.)?)embeddings\.", k))}
+    if not prefixes:
+        raise UserError("the text checkpoint has no '*embeddings.*' weights; give a BERT-like encoder folder.")
+    tables = [match(family, own, list(tensors), prefix)[0] for prefix in sorted(prefixes)]
+    return max(tables, key=len)

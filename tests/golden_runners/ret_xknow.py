@@ -1,0 +1,5 @@
+"""Ret-XKnow: see ``visual``."""
+
+from tests.golden_runners.visual import run
+
+__all__ = ["run"]
