@@ -32,33 +32,46 @@ def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     if not args.question.strip() and not args.image:
         raise UserError("the query is empty; give a question, an --image, or both.")
-    import dataset
     from core.device import pick_device
     from core.records import ImageRef, Query
-    from runs.indexing import encoder_of, opened
-    from runs.settings import load
 
-    config = Path(args.run) / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"'{args.run}' is not a run's folder (no config.yaml); train one first: see README.")
-    cfg = load(str(config))
+    cfg = run_config(args.run)
     images = (ImageRef("query", path=args.image),) if args.image else ()
-    query = Query("query", args.question, images)
     device = pick_device(args.device)
     retriever = open_retriever(args.checkpoint or args.run, device)
+    query = Query("query", args.question, images)
     path = args.index or cfg.index.path or Path(args.run) / "index"
-    corpus = dataset.build(cfg.data).corpus()
-    index = opened(cfg.index, path, encoder_of(retriever, corpus), device)
-    tokens = query_encoder(retriever)([query])
-    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
-    # --limit: only the first N passages may answer.
-    allowed = None if args.limit is None else set(index.ids()[: args.limit])
-    k = args.k if allowed is None else min(args.k, len(allowed))
-    ranking = index.search(tokens, k, allowed_ids=allowed, **effort)[0]
+    ranking, corpus = answer(cfg, retriever, query, args.k, path, args.limit, device)
     texts = {d.id: d.text for d in corpus}
     for rank, (id_, score) in enumerate(zip(ranking.ids, ranking.scores), 1):
         print(f"{rank:2d}  {score:7.3f}  {id_}")
         print(textwrap.indent(textwrap.fill(textwrap.shorten(texts.get(id_, ""), 300), 100), "      "))
+
+
+def run_config(run: str):
+    """The config of a run's folder."""
+    from runs.settings import load
+
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"'{run}' is not a run's folder (no config.yaml); train one first: see README.")
+    return load(str(config))
+
+
+def answer(cfg, retriever, query, k: int, path, limit: int | None, device):
+    """The best k passages of the index at ``path``, as a Ranking, and the run's corpus.
+
+    limit: only the first so many passages may answer.
+    """
+    import dataset
+    from runs.indexing import encoder_of, opened
+
+    corpus = dataset.build(cfg.data).corpus()
+    index = opened(cfg.index, path, encoder_of(retriever, corpus), device)
+    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
+    allowed = None if limit is None else set(index.ids()[:limit])
+    k = k if allowed is None else min(k, len(allowed))
+    return index.search(query_encoder(retriever)([query]), k, allowed_ids=allowed, **effort)[0], corpus
 
 
 if __name__ == "__main__":
