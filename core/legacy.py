@@ -1,9 +1,11 @@
-"""YAML keys of the original MIRe and Ret-XKnow configs, mapped onto ours. Dead keys are named once and ignored."""
+"""YAML keys of the original MIRe and Ret-XKnow configs, mapped onto ours. Each dead key gets a line with the reason."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from core.errors import UserError
@@ -26,33 +28,61 @@ MAP = {
     "evaluator.print_freq": ("train.log_every", int),
     "seed": ("train.seed", int),
     "wandb_config.enabled": ("train.trackers", lambda v: ["wandb"] if v else []),
-    "model.short_name": ("model.name", str),
+    "wandb_config.experiment_name": ("train.run_name", str),
     "model.colbert_checkpoint": ("model.text_tower", str),
     "model.vision_model_name": ("model.vision.tower", str),
     "model.num_tokens": ("model.num_tokens", int),
     "model.num_heads": ("model.num_heads", int),
+    "model.kernel_size": ("model.kernel_size", int),
 }
 
-ELSEWHERE = {"model.pretraining", "trainer_config.frozen", "data_config.dataset_name", "experiment.description",
-             "experiment.exp_name"}  # fmt: skip
+ELSEWHERE = {"model.short_name", "model.pretraining", "trainer_config.frozen", "data_config.dataset_name",
+             "experiment.description", "experiment.exp_name"}  # fmt: skip
 """Keys that ``adapt_yaml`` reads itself."""
+
+FAMILIES = {"mire": "mire", "sent_mire": "mire", "xknow": "ret_xknow", "preflmr": "mire_preflmr"}
+"""model.short_name -> model.name. SentMIRe is MIRe on another kind of text tower."""
+
+VISUAL_ROWS = {"mire": ["global", "pooled"], "ret_xknow": ["global", "cell"], "mire_preflmr": ["global", "mapped"]}
 
 BLOCKS = {"vid2r", "vl_ict", "okvqa", "okvqa_gs", "remuq", "m2kr", "aokvqa", "infoseek", "fvqa", "webqa"}
 """Blocks of data_config, one per data set; ``dataset_name`` chooses one, the data section's class judges its keys."""
 
+BLOCK_OF = {"okvqa_gs": "okvqa", "evqa": "m2kr", "infoseek": "m2kr", "oven": "m2kr"}
+"""dataset_name -> the block it reads when there is none of its own name."""
+
 PUBLISHED = {"train.gather": False, "train.clip": None, "train.false_negatives": "keep"}
 """What the originals did without a key for it, where our default is another."""
 
+_UNREAD = "the original never read it"
+_FOLDER = "everything of a run is in run.out"
+_RESUME = "a run that was killed goes on by itself (train.resume)"
+_LAUNCH = "torchrun sets it"
 DEAD = {
-    "data_config.image_size", "data_config.hard_neg_num", "data_config.in_batch_neg_num", "data_config.shuffle_cand",
-    "data_config.returns", "trainer_config.eval_steps", "trainer_config.early_stop", "trainer_config.print_freq",
-    "trainer_config.linear_frozen", "evaluator.enable_eval", "evaluator.eval_freq", "model.gather_embeddings",
-    "model.hidden_size", "logger_config.logger_out_dir", "logger_config.logger_out_file_name",
-    "dataloader_config.valid_batch_size", "wandb_config.experiment_name", "ckpt_config.ckpt_dir",
-    "ckpt_config.resume_training", "ckpt_config.ckpt_name", "dist_config.dist_url", "dist_config.gpu_id",
-    "dist_config.distributed_mode",
-}  # fmt: skip
-"""Keys that the originals never read, or that this project decides by itself (it always resumes, for one)."""
+    "data_config.image_size": "the vision tower's image processor says it",
+    "data_config.hard_neg_num": _UNREAD,
+    "data_config.in_batch_neg_num": _UNREAD,
+    "data_config.shuffle_cand": _UNREAD,
+    "data_config.returns": _UNREAD,
+    "trainer_config.eval_steps": f"{_UNREAD}; train.eval_every says how often to validate",
+    "trainer_config.early_stop": _UNREAD,
+    "trainer_config.print_freq": "evaluator.print_freq was the one that counted",
+    "trainer_config.linear_frozen": "the original read it from another place; trainer_config.frozen freezes it too",
+    "evaluator.enable_eval": _UNREAD,
+    "evaluator.eval_freq": "train.eval_every says how often to validate, in steps",
+    "model.gather_embeddings": f"{_UNREAD}; train.gather shares negatives between processes",
+    "model.hidden_size": "the text tower says it",
+    "logger_config.logger_out_dir": _FOLDER,
+    "logger_config.logger_out_file_name": _FOLDER,
+    "dataloader_config.valid_batch_size": "validation retrieves and has no batches of negatives",
+    "ckpt_config.ckpt_dir": _FOLDER,
+    "ckpt_config.resume_training": _RESUME,
+    "ckpt_config.ckpt_name": _RESUME,
+    "dist_config.dist_url": _LAUNCH,
+    "dist_config.gpu_id": _LAUNCH,
+    "dist_config.distributed_mode": _LAUNCH,
+}
+"""Keys that the originals never read, or that this project decides by itself: the reason for the warning."""
 
 
 def adapt_yaml(raw: dict) -> dict:
@@ -78,11 +108,23 @@ def adapt_yaml(raw: dict) -> dict:
             unknown.append(key)
     if unknown:
         raise UserError(f"the original config has keys that are not known: {', '.join(unknown)}; remove them.")
-    _phase(out, bool(flat.get("model.pretraining", False)), bool(flat.get("trainer_config.frozen", False)))
+    short = flat.get("model.short_name", "mire")
+    if short not in FAMILIES:
+        raise UserError(f"model.short_name is '{short}'; known are {', '.join(FAMILIES)}.")
+    _phase(out, short, bool(flat.get("model.pretraining", False)), bool(flat.get("trainer_config.frozen", False)))
     if out.get("run", {}).get("init"):
         _put(out, "model.fresh", [])  # the checkpoint holds every weight
-    out["data"] = _data(data)
-    print(f"note: an original config was adapted; without effect here: {', '.join(sorted(dead))}", file=sys.stderr)
+    out["data"], cached, unused = _data(data)
+    dead += unused
+    if out.get("train", {}).get("nways", 1) > 1:
+        out["data"]["hard_negatives"] = out["train"]["nways"] - 1
+    if cached:
+        tower = out["model"].get("vision", {}).get("tower", "vision")
+        _put(out, "visual.cache", f"experiments/features/{PurePosixPath(tower).name}")
+    if os.environ.get("RANK", "0") == "0":
+        for key in sorted(dead):
+            reason = DEAD.get(key, DEAD["data_config.image_size"])  # a data set's block has an image_size too
+            print(f"note: {key} has no effect here: {reason}", file=sys.stderr)
     return out
 
 
@@ -92,7 +134,9 @@ def is_original(raw: Mapping[str, Any]) -> bool:
 
 def is_original_key(path: str) -> bool:
     """Whether a dotted path is one of the originals' and none of ours."""
-    return path.split(".")[0] in SECTIONS or path in {*MAP, *ELSEWHERE, *DEAD} - {"model.num_tokens", "model.num_heads"}
+    if path in MAP:
+        return MAP[path][0] != path
+    return path.split(".")[0] in SECTIONS or path in ELSEWHERE or path in DEAD
 
 
 _WANTS = {int: "a whole number", float: "a number"}
@@ -105,29 +149,40 @@ def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def _phase(out: dict, pretraining: bool, frozen: bool) -> None:
-    rows = ["global", "pooled"] if pretraining else ["global", "pooled", "text"]
-    lengths = {"query_maxlen": 40, "doc_maxlen": 400} if pretraining else {"query_maxlen": 32, "doc_maxlen": 180}
-    temperature = {"train": 0.3 if pretraining else 0.8, "valid": 0.3 if pretraining else 1.0}
+def _phase(out: dict, short: str, pretraining: bool, frozen: bool) -> None:
+    """Rows, lengths, temperatures, precision and schedule, which the originals had in their code."""
+    name = FAMILIES[short]
+    rows = VISUAL_ROWS[name] if pretraining else [*VISUAL_ROWS[name], "text"]
+    long = pretraining and short != "xknow"
+    lengths = {"query_maxlen": 40, "doc_maxlen": 400} if long else {"query_maxlen": 32, "doc_maxlen": 180}
+    temperature = {"train": 1.0, "valid": 1.0}
+    if name == "mire":
+        temperature = {"train": 0.3, "valid": 0.3} if pretraining else {"train": 0.8, "valid": 1.0}
+    _put(out, "model.name", name)
     for stage, value in temperature.items():
         _put(out, f"model.{stage}", {**lengths, "rows": rows, "temperature": value})
     _put(out, "model.eval", {"query_maxlen": 64, "doc_maxlen": 384, "mask_punctuation": False})
     _put(out, "model.frozen", ["vision", "text", "linear"] if frozen else ["vision"])
+    if short == "sent_mire":
+        _put(out, "train.precision", "bf16")
+    if short == "xknow" and not pretraining:
+        _put(out, "train.schedule", "linear")
 
 
-def _data(config: Mapping[str, Any]) -> dict:
+_DATA_KEYS = {"data_path": "path", "img_dir": "image_dir", "valid_data_path": "valid_path", "img_tsv": "image_tsv",
+              "img_lineidx": "image_lineidx", "image_cached": None, "image_size": None}  # fmt: skip
+
+
+def _data(config: Mapping[str, Any]) -> tuple[dict, bool, list[str]]:
+    """The ``data`` section, whether images were to come from a feature cache, and the block's dead keys."""
     name = config.get("dataset_name")
     if name is None:
         raise UserError("data_config.dataset_name is missing; write the name of the data set, such as vid2r.")
-    block = _mapping(config, name if name in config or name != "okvqa_gs" else "okvqa")
-    names = {"data_path": "path", "img_dir": "image_dir", "valid_data_path": "valid_path", "image_cached": None,
-             "image_size": None}  # fmt: skip
-    out = {"name": name}
-    for key, value in block.items():
-        target = names.get(key, key)
-        if target is not None:
-            out[target] = value
-    return out
+    place = name if name in config else BLOCK_OF.get(name, name)
+    block = _mapping(config, place)
+    kept = {_DATA_KEYS.get(key, key): value for key, value in block.items() if _DATA_KEYS.get(key, key)}
+    dead = [f"data_config.{place}.image_size"] if "image_size" in block else []
+    return {"name": "m2kr" if place == "m2kr" else name, **kept}, bool(block.get("image_cached")), dead
 
 
 def _flatten(raw: Mapping[str, Any], prefix: str = ""):

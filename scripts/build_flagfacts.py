@@ -23,7 +23,8 @@ from core import cli
 from core.errors import UserError
 from core.files import atomic_folder, sha256, write_json
 from scripts.flagfacts_questions import wordings
-from scripts.flagfacts_sources import FACTBOOK, ISO_FLAGS, PACKAGES, Entity, archive, entities, fetch
+from scripts.flagfacts_sources import FACTBOOK, ISO_FLAGS, PACKAGES, Entity, entities
+from scripts.packages import archive, fetch
 
 SEED = 20
 HELD_OUT = ISO_FLAGS.name
@@ -174,7 +175,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--fetch", action="store_true", help="first download the packages that --sources lacks")
     args = parser.parse_args(argv)
     if args.fetch:
-        fetch(args.sources)
+        fetch(args.sources, PACKAGES)
     print(json.dumps(build(args.sources, args.out)["counts"]))
 
 

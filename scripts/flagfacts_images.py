@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from core.errors import UserError
-from scripts.flagfacts_sources import ICONS, ISO_FLAGS, archive, deb_files, icon_files
+from scripts.flagfacts_sources import ICONS, ISO_FLAGS
+from scripts.packages import archive, deb_files, icon_files
 
 SIDE = 224
 ARTWORKS = [package.name for package in (*ICONS, ISO_FLAGS)]
@@ -50,7 +51,7 @@ def rasterise(drawing: str) -> Image.Image:
     try:
         import resvg_py
     except ImportError as error:
-        raise UserError("drawing the flags needs resvg-py: pip install resvg-py==0.5.0.") from error
+        raise UserError("drawing icons needs resvg-py: pip install resvg-py==0.5.0.") from error
     return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=drawing, width=SIDE))))
 
 

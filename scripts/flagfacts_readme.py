@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.flagfacts_sources import FACTBOOK, ICONS, ISO_FLAGS, PACKAGES, archive, deb_files
+from scripts.flagfacts_sources import FACTBOOK, ICONS, ISO_FLAGS, PACKAGES
+from scripts.packages import archive, deb_files
 
 MIT = """{package}: flag artwork from {project}
 {homepage}

