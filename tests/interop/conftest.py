@@ -1,19 +1,36 @@
-"""These tests need the packages of requirements-interop.txt; without them they are not collected.
+"""These tests need other libraries; without them they are not collected.
 
-With INTEROP=1 (scripts/test_interop.sh) a missing package is an error.
+INTEROP=1 (scripts/test_interop.sh, the packages of requirements-interop.txt) and INTEROP=sentence-transformers
+(scripts/test_sentence_transformers.sh, which PyLate's pins keep apart) make a missing package an error.
 """
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import pytest
 
+
+def _newest_sentence_transformers() -> bool:
+    try:
+        return int(version("sentence-transformers").split(".")[0]) >= 6
+    except PackageNotFoundError:
+        return False
+
+
+ALONE = "test_sentence_transformers.py"
 MISSING = [name for name in ("fast_plaid", "faiss", "pylate", "colbert") if find_spec(name) is None]
-collect_ignore_glob = ["test_*.py"] if MISSING else []
+collect_ignore = [] if _newest_sentence_transformers() else [ALONE]
+if MISSING:
+    collect_ignore += [f for f in sorted(os.listdir(os.path.dirname(__file__))) if f.startswith("test_") and f != ALONE]
 
 if MISSING and os.environ.get("INTEROP") == "1":
     raise pytest.UsageError(
         f"INTEROP=1, but {', '.join(MISSING)} cannot be imported; run this with: bash scripts/test_interop.sh"
+    )
+if ALONE in collect_ignore and os.environ.get("INTEROP") == "sentence-transformers":
+    raise pytest.UsageError(
+        "sentence-transformers 6 is not installed; run this with: bash scripts/test_sentence_transformers.sh"
     )
