@@ -80,6 +80,31 @@ def _set_aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+@contextlib.contextmanager
+def only_writer(path: str | Path, what: str) -> Iterator[None]:
+    """Hold the folder ``path`` (made when absent) against other processes; UserError when one of them holds it.
+
+    what: what stands in it, for the sentence. Where the system has no such locks nothing is held.
+    """
+    Path(path).mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is writing the {what} '{path}'; wait until it has ended, or stop it."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically (UTF-8, two blanks of indent, keys in the order given)."""
     with atomic_file(path, "w") as handle:

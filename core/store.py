@@ -1,8 +1,11 @@
 """Store: keyed [n, d] arrays in memory-mapped shards. Visual features and frozen-text states live here.
 
 Layout of a folder: ``spec.json`` (what made the values, written first), ``shard-00000.npy`` with the packed rows of
-many items and ``shard-00000.json`` with their keys, digests and lengths (written after its rows: a shard without it
-does not exist), ``manifest.json`` (written last: the store is complete).
+many items and ``shard-00000.json`` with their keys, digests, lengths and stamps (written after its rows: a shard
+without it does not exist), ``manifest.json`` (written last: the store is complete).
+
+A stamp says when the content was last looked at (a file's size and time), so that it need not be read to know that it
+is the same. Several processes write one store together: each takes every world-th shard number.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class Store:
             check_spec(self.path, self.spec, expect)
         self.where: dict[str, tuple[int, int, int]] = {}  # key -> (shard, first row, rows)
         self.digests: dict[str, str] = {}
+        self.stamps: dict[str, str | None] = {}
         self._rows: dict[int, np.ndarray] = {}
         self._read_shards()
 
@@ -41,7 +45,7 @@ class Store:
         for meta_path in sorted(self.path.glob("shard-*.json")):
             number = int(meta_path.stem.split("-")[1])
             first = 0
-            for key, digest, length in json.loads(meta_path.read_text(encoding="utf-8"))["items"]:
+            for key, digest, length, *stamp in json.loads(meta_path.read_text(encoding="utf-8"))["items"]:
                 if length is None:  # the same content under another name
                     place = by_digest[digest]
                 else:
@@ -50,6 +54,7 @@ class Store:
                     first += length
                 self.where[key] = place
                 self.digests[key] = digest
+                self.stamps[key] = stamp[0] if stamp else None
         self.by_digest = by_digest
 
     def __len__(self) -> int:
@@ -84,8 +89,12 @@ class Store:
 class StoreWriter:
     """Write side. Shards are committed one by one; opening an existing folder goes on where it stopped."""
 
-    def __init__(self, path: str | Path, spec: dict, shard_rows: int = 200_000) -> None:
-        """spec: JSON-able description of what makes the values; must equal that of an existing folder."""
+    def __init__(self, path: str | Path, spec: dict, shard_rows: int = 200_000, part: tuple[int, int] = (0, 1)) -> None:
+        """spec: JSON-able description of what makes the values; must equal that of an existing folder.
+
+        part: (rank, world) of this process among those that write together. The first must open the folder before the
+        others do, and none may commit before all have opened it.
+        """
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         spec = json.loads(json.dumps(spec))
@@ -96,11 +105,12 @@ class StoreWriter:
         self.dtype = np.dtype(spec.get("dtype", "float16"))
         self.shard_rows = shard_rows
         done = Store(self.path)
-        self.digests = dict(done.digests)
+        self.digests, self.stamps = dict(done.digests), dict(done.stamps)
         self._known = set(done.by_digest)
         numbers = [int(p.stem.split("-")[1]) for p in self.path.glob("shard-*.json")]
-        self._next = max(numbers, default=-1) + 1
-        self._items: list[tuple[str, str, int | None]] = []
+        rank, self._step = part
+        self._next = max(numbers, default=-1) + 1 + rank
+        self._items: list[tuple[str, str, int | None, str | None]] = []
         self._blocks: list[np.ndarray] = []
         self._pending = 0
 
@@ -108,30 +118,35 @@ class StoreWriter:
         """True when exactly this content is stored under this key."""
         return self.digests.get(key) == digest
 
-    def link(self, key: str, digest: str) -> bool:
-        """Give known content another name; False when the content is not stored yet."""
+    def knows(self, digest: str) -> bool:
+        """True when this content is stored, under whatever key."""
+        return digest in self._known
+
+    def link(self, key: str, digest: str, stamp: str | None = None) -> bool:
+        """Give known content another name, or a new stamp; False when the content is not stored yet."""
         if digest not in self._known:
             return False
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        self._items.append((key, digest, None))
-        self.digests[key] = digest
+        self._item(key, digest, None, stamp)
         return True
 
-    def add(self, key: str, digest: str, rows: np.ndarray) -> None:
+    def add(self, key: str, digest: str, rows: np.ndarray, stamp: str | None = None) -> None:
         """rows [n, d]. NaN or infinite values are an error that names the key."""
         rows = np.ascontiguousarray(rows, dtype=self.dtype)
         if not np.isfinite(rows).all():
             raise UserError(
                 f"the values of '{key}' hold NaN or infinity in {self.dtype}; check the input or the tower."
             )
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        self._items.append((key, digest, len(rows)))
-        self.digests[key] = digest
+        self._item(key, digest, len(rows), stamp)
         self._known.add(digest)
         self._blocks.append(rows)
         self._pending += len(rows)
         if self._pending >= self.shard_rows:
             self.commit()
+
+    def _item(self, key: str, digest: str, length: int | None, stamp: str | None) -> None:
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        self._items.append((key, digest, length, stamp))
+        self.digests[key], self.stamps[key] = digest, stamp
 
     def commit(self) -> None:
         """Write what is pending as one shard: rows first, then the list that makes it exist."""
@@ -143,14 +158,21 @@ class StoreWriter:
             np.save(handle, rows)
         with atomic_file(self.path / f"shard-{self._next:05d}.json", "w") as handle:
             json.dump({"items": self._items}, handle)
-        self._next += 1
+        self._next += self._step
         self._items, self._blocks, self._pending = [], [], 0
 
     def finish(self, **facts: Any) -> Store:
-        """Commit and write the manifest: the store is complete."""
+        """Commit and write the manifest: the store is complete. Of several processes the first calls it, last."""
         self.commit()
-        write_json(self.path / MANIFEST, {"items": len(self.digests), **facts})
-        return Store(self.path)
+        store = Store(self.path)
+        write_json(self.path / MANIFEST, {"items": len(store), **facts})
+        return store
+
+    def tidy(self) -> None:
+        """Remove what a killed writer left: unfinished files, and rows whose list was never written."""
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob("shard-*.npy")]:
+            if path.suffix == ".tmp" or not path.with_suffix(".json").is_file():
+                path.unlink()
 
 
 def check_spec(path: Path, found: dict, wanted: dict) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,3 +60,67 @@ class StoredVisual:
             raise UserError("no images were asked for; give at least one ImageRef.")
         stacked = torch.stack([torch.from_numpy(x) for x in items]).float()
         return VisualBatch(global_=stacked[:, 0], patches=stacked[:, 1:])
+
+
+HOW = ("dtype", "precision", "draft")
+"""Fields of a feature store's spec that say how exactly, not by which tower. A reader takes what is there."""
+
+
+def as_stored(wanted: dict, found: dict) -> dict:
+    """The spec ``wanted`` with the choices of the store whose spec is ``found``."""
+    return {**{k: v for k, v in wanted.items() if k not in HOW}, **{k: found[k] for k in HOW if k in found}}
+
+
+# ---- caches of the original systems: beside x.jpg a float32 array [1 + P, v] in x.npy, row 0 global
+
+
+def is_original(folder: str | Path) -> bool:
+    """Whether ``folder`` is no store of ours and has .npy files in it or below."""
+    if (Path(folder) / "spec.json").is_file():
+        return False
+    return any(name.endswith("npy") for _, _, names in os.walk(folder) for name in names)
+
+
+class OriginalVisual:
+    """A VisualSource over such files. They say nothing of the tower; their shape is all that can be checked."""
+
+    fingerprint = {"kind": "npy"}
+
+    def __init__(self, folder: str | Path, width: int, grid: int | None = None) -> None:
+        """width: of the model's vision tower. grid: cells per side that the model wants, None for all patches."""
+        self.folder, self.width, self.grid = Path(folder), width, grid
+
+    def fetch(self, refs: Sequence[ImageRef]) -> VisualBatch:
+        items = [self._load(ref) for ref in refs]
+        for ref, item in zip(refs, items):
+            if len(item) != len(items[0]):
+                raise UserError(
+                    f"the stored features of '{ref.id}' have {len(item)} rows, those of '{refs[0].id}' "
+                    f"{len(items[0])}; they are of two towers: make them again."
+                )
+        stacked = torch.from_numpy(np.stack(items)).float()
+        return VisualBatch(global_=stacked[:, 0], patches=stacked[:, 1:])
+
+    def _load(self, ref: ImageRef) -> np.ndarray:
+        if ref.box is not None:
+            raise UserError(f"image '{ref.id}' has a box, but a .npy cache holds whole images; build a feature cache.")
+        # The original replaces the last three letters of the image's path, so that x.jpeg has x.jnpy.
+        places = [self.folder / f"{ref.id[:-3]}npy", *([Path(f"{ref.path[:-3]}npy")] if ref.path else [])]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            shown = " or ".join(f"'{place}'" for place in dict.fromkeys(map(str, places)))
+            raise UserError(
+                f"image '{ref.id}' has no stored features: no {shown}; make them, or build a feature cache."
+            )
+        try:
+            rows = np.load(found)  # no pickles
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"'{found}' cannot be read ({error}); make it again or build a feature cache.") from None
+        wanted = f"[1 + {self.grid or 'P'}{'²' if self.grid else ''}, {self.width}]"
+        fits = rows.ndim == 2 and rows.shape[1] == self.width and len(rows) > 1
+        if not fits or rows.dtype.kind != "f" or (self.grid and len(rows) != 1 + self.grid**2):
+            raise UserError(
+                f"'{found}' is {rows.dtype} {list(rows.shape)}, this model wants floats {wanted}; it was made "
+                "by another tower or setting: build a feature cache with python -m runs.run_visual_embedder."
+            )
+        return rows

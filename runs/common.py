@@ -88,17 +88,18 @@ def visual_source(retriever, cache: str | None):
     """The stored features when the run has a cache, else None (the retriever decodes images itself)."""
     if cache is None or not hasattr(retriever, "visual_spec"):
         return None
-    from core.store import Store
-    from core.visual import StoredVisual
+    from core.store import Store, check_spec
+    from core.visual import OriginalVisual, StoredVisual, as_stored, is_original
 
-    return StoredVisual(Store(cache, expect=retriever.visual_spec(_stored_dtype(cache))))
-
-
-def _stored_dtype(cache: str) -> str:
-    from core.files import read_json
-
-    spec = Path(cache) / "spec.json"
-    return read_json(spec)["dtype"] if spec.is_file() else "float16"
+    if is_original(cache):
+        print(
+            f"note: '{cache}' holds one .npy per image, which name no tower: only their width is checked, "
+            "whether they were made by this model's vision tower is not."
+        )
+        return OriginalVisual(cache, retriever.vision.hidden_size, retriever.config.vision.grid)
+    store = Store(cache)
+    check_spec(store.path, store.spec, as_stored(retriever.visual_spec(), store.spec))
+    return StoredVisual(store)
 
 
 def with_lengths(retriever, **lengths: int):

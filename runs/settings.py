@@ -22,15 +22,22 @@ class Run(Strict):
 
 
 class Visual(Strict):
-    """cache: folder of the stored visual features; null decodes images and runs the tower in every step.
+    """cache: folder of the stored visual features; null decodes images and runs the tower in every step. A folder with
+    one .npy per image, as the original systems leave it, is read as it lies (docs/FEATURES.md).
 
-    batch_size: images per tower call. on_error: what a missing or broken image does while the cache is built;
-    "fatal" stops with its name, "skip" lists it and leaves it out (a query that shows it is then an error).
+    batch_size: images per tower call. workers: threads that read and decode ahead; null: one per core. precision: of
+    the tower; auto: as the cache was begun, else fp16 on CUDA and fp32 elsewhere. dtype: of the stored values.
+    draft: decode JPEGs at a fraction of their size where that is enough for the tower; faster, other pixels.
+    on_error: what a missing or broken image does while the cache is built; "fatal" stops with its name, "skip" lists
+    it and leaves it out (a query that shows it is then an error).
     """
 
     cache: str | None = None
     batch_size: int = Field(32, ge=1)
+    workers: int | None = Field(None, ge=1)
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     dtype: Literal["float16", "float32"] = "float16"
+    draft: bool = False
     on_error: Literal["fatal", "skip"] = "fatal"
 
 

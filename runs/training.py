@@ -68,18 +68,11 @@ def visual_features(cfg, retriever, data):
     """The feature cache, completed first when images are missing in it. None for a retriever or run without images."""
     if cfg.visual.cache is None or not hasattr(retriever, "visual_spec") or cfg.data.modality == "question":
         return None
-    from runs.run_visual_embedder import built
+    from core.visual import is_original
+    from runs.features import build
 
-    if distributed.is_main():
-        built(
-            data.images(),
-            retriever.vision,
-            retriever.pixel_source(),
-            cfg.visual.cache,
-            cfg.visual,
-            cfg.visual.batch_size,
-        )
-    distributed.patient_barrier()
+    if not is_original(cfg.visual.cache):
+        build(data.images(), retriever.vision, retriever.pixel_source(), cfg.visual.cache, cfg.visual)
     return visual_source(retriever, cfg.visual.cache)
 
 

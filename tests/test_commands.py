@@ -11,7 +11,15 @@ import yaml
 
 import train_retrieval
 from core.errors import UserError
-from runs import convert_checkpoint, doctor, evaluate_retrieval, indexing, report, run_indexer, run_visual_embedder
+from runs import (
+    convert_checkpoint,
+    doctor,
+    evaluate_retrieval,
+    indexing,
+    report,
+    run_indexer,
+    run_visual_embedder,
+)
 from runs import search as search_command
 from runs.settings import load
 from tests import tiny
@@ -276,16 +284,17 @@ def test_wrong_original_configs(tmp_path, section, key, value, message):
 
 
 def test_a_killed_embedder_keeps_all_but_the_last_shard(tmp_path, monkeypatch):
+    import dataset
+    from core import features
     from core.store import Store
     from models.towers import images
 
     config = make_config(tmp_path)
-    monkeypatch.setattr(run_visual_embedder, "COMMIT_IMAGES", 5)
-    real, seen = images.read_bytes, []
+    monkeypatch.setattr(features, "COMMIT_IMAGES", 5)
+    real, order = images.read_bytes, [ref.id for ref in dataset.build(load(str(config)).data).images()]
 
     def killed(ref):
-        seen.append(ref)
-        if len(seen) == 18:
+        if ref.id == order[17]:
             raise KeyboardInterrupt
         return real(ref)
 

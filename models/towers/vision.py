@@ -63,6 +63,10 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.taps(pixels)
+
+    def taps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``forward``, with a graph where weights ask for gradients (a family whose tower may train)."""
         pixels = pixels.to(next(self.trunk.parameters()).dtype)
         if self.family == CNN:
             patches = self.trunk(pixels).flatten(2).transpose(1, 2)  # cells in reading order
