@@ -76,6 +76,12 @@ def test_broken_images_are_named(tmp_path, spoil, format_):
         decode(ImageRef("picture-7", path=str(tmp_path / "bad.img")))
 
 
+def test_a_picture_that_a_processor_would_blow_up_is_refused():
+    decode(ImageRef("x", data=encoded(Image.new("L", (1, 1000)), "PNG")))
+    with pytest.raises(UserError, match="'thread' is 1x1001 pixels"):
+        decode(ImageRef("thread", data=encoded(Image.new("L", (1, 1001)), "PNG")))
+
+
 def test_missing_images_are_named(tmp_path):
     with pytest.raises(UserError, match=r"'a' is missing: no file '.*gone\.png'"):
         read_bytes(ImageRef("a", path=str(tmp_path / "gone.png")))

@@ -41,6 +41,11 @@ def read_bytes(ref: ImageRef) -> bytes:
         ) from None
 
 
+NARROW = 1000
+"""Longest over shortest side at most. Processors enlarge the shortest side to some hundred pixels, so that a longer
+one would fill the memory."""
+
+
 def decode(ref: ImageRef, data: bytes | None = None, draft: int | None = None) -> Image.Image:
     """An RGB PIL image, upright (EXIF), cropped to ``ref.box``.
 
@@ -70,6 +75,10 @@ def decode(ref: ImageRef, data: bytes | None = None, draft: int | None = None) -
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             raise UserError(f"image '{ref.id}': box {ref.box} does not lie within {image.width}x{image.height} pixels.")
         image = image.crop(ref.box)
+    if max(image.size) > NARROW * min(image.size):
+        raise UserError(
+            f"image '{ref.id}' is {image.width}x{image.height} pixels; crop it to at most {NARROW} to 1."
+        )
     return image
 
 
