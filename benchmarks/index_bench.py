@@ -2,7 +2,7 @@
 
   python benchmarks/index_vectors.py --docs 16156                               # once: the vectors
   python benchmarks/index_bench.py --docs 6123 --json experiments/index_bench/6123.json
-  python benchmarks/index_bench.py --vs-exact --sizes 1000,3000,10000           # ours against brute force only
+  python benchmarks/index_bench.py --vs-exact                                   # ours against brute force only
   python benchmarks/index_bench.py --synthetic --docs 300 --queries 20 --peers exact   # nothing downloaded
 
 Every engine has a process of its own, the peers in virtual environments that are made the first time (without network:
@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=3, help="turns of the searches, each on its share of the queries")
     made.add_argument("--build-rounds", type=int, default=3)
     made.add_argument("--vs-exact", action="store_true", help="only: brute force over ours at the --sizes")
-    made.add_argument("--sizes", default="1000,3000,10000", help="documents, for --vs-exact (%(default)s)")
+    made.add_argument("--sizes", default="1000,3000,10000,50000", help="documents, for --vs-exact (%(default)s)")
     made.add_argument("--coarse", action="store_true", help="try only every ninth of our settings: for a first look")
     made.add_argument("--json", type=Path, help="write everything that was measured here")
     return made

@@ -14,12 +14,22 @@ from torch import Tensor
 from core.errors import UserError
 from core.protocols import Ranking
 from core.tokens import TokenBatch
+from index import threads
 
 NO_VECTORS = torch.finfo(torch.float32).min
 """Score of a document without any vector: below every other, and unlike -inf it can be written as JSON."""
 
 NOT_RANKED = torch.iinfo(torch.int64).min
 """Key (see ``rank_keys``) of a document that must not appear in a ranking."""
+
+QUERY_ROWS = 4096
+"""Query rows that one pass over all documents serves."""
+
+SCAN_ROWS = 1 << 14
+"""Vectors of one piece of such a pass."""
+
+WAVE = 64
+"""Pieces whose results are held before they are merged."""
 
 Allowed = AbstractSet[str] | Sequence[AbstractSet[str]] | None
 
@@ -146,6 +156,26 @@ def top_keys(keys: np.ndarray, k: int) -> np.ndarray:
     if len(keys) > k:
         keys = np.partition(keys, len(keys) - k)[len(keys) - k :]
     return np.sort(keys)[::-1]
+
+
+def scan(
+    score: Callable[[Any], tuple[np.ndarray, np.ndarray]], pieces: Sequence, masks: Sequence[np.ndarray | None], k: int
+) -> list[np.ndarray]:
+    """The k best keys of each of B queries, descending, among all documents that its mask [positions] lets in.
+
+    score: a piece -> scores [n, B] float32 of its documents and their positions [n]; runs in threads.
+    """
+
+    def work(piece: Any) -> list[np.ndarray]:
+        scores, here = score(piece)
+        keeps = [slice(None) if mask is None else mask[here].astype(bool) for mask in masks]
+        return [top_keys(float_keys(scores[keep, b], here[keep]), k) for b, keep in enumerate(keeps)]
+
+    best = [np.empty(0, np.int64)] * len(masks)
+    for at in range(0, len(pieces), WAVE):
+        results = threads.run(work, pieces[at : at + WAVE])
+        best = [top_keys(np.concatenate([best[b], *(r[b] for r in results)]), k) for b in range(len(masks))]
+    return best
 
 
 def best_keys(keys: Tensor, k: int) -> Tensor:

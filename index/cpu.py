@@ -4,6 +4,7 @@ one part; every method may run in several threads at once."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ EMPTY = np.empty(0, np.uint8)
 MAPPED_BYTES = 64 << 20
 """Residuals up to this size are read through a map. Larger ones are read document by document: touching one byte of a
 map can make two megabytes resident, and a search of a large index would soon hold all of it."""
+
+PAIRS = 1 << 10
+"""Documents and queries scored in one go, which bounds what is read of residuals that are not mapped."""
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Look:
     """Length of the longest difference between a row and its integers times row_step."""
     row_length: float
     """Length of the longest row."""
+
+    def shorten(self) -> None:
+        """Drop what only the choice of a shortlist needs: it is large, and the look is kept for a while."""
+        self.products = self.table = EMPTY
 
 
 class CpuCodec:
@@ -112,6 +120,11 @@ class CpuCodec:
         return out
 
 
+def edges(counts: Iterable[int]) -> np.ndarray:
+    """[n + 1] int64: where each of n stretches begins, and where the last one ends."""
+    return np.cumsum([0, *counts], dtype=np.int64)
+
+
 def table_scale(low: int, high: int) -> np.float32:
     """Factor that brings products low .. high to 0 .. 255."""
     return np.float32(255) / np.float32(max(1, int(high) - int(low)))
@@ -161,30 +174,50 @@ class CpuPart:
         scores = threads.concatenate(approximate, positions, 1024)
         return top_keys((scores.astype(np.int64) << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
 
-    def refine(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
-        """The n best keys of ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
+    def refine(self, looks: Sequence[Look], positions: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        """Per query the n best keys of its ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
+        coder = self.codec.coder
+        tiles8, starts = np.concatenate([look.tiles8 for look in looks]), edges(look.tiles for look in looks)
 
-        def integers(here: np.ndarray) -> np.ndarray:
+        def integers(here: np.ndarray, owners: np.ndarray) -> np.ndarray:
             scores = np.empty(len(here), np.int64)
-            scoring.score_integers(*self._rows(here), self.codec.coder, look.tiles8, scores)
+            scoring.score_integers(*self._rows(here), owners, coder, tiles8, starts, scores)
             return scores
 
-        scores = threads.concatenate(integers, positions, 64) >> self.codec.codec.shift(look.rows)
-        return top_keys((scores << 32) | (0xFFFFFFFF - positions.astype(np.int64)), n)
+        found = self._pairs(integers, positions, 64)
+        found = [scores >> self.codec.codec.shift(look.rows) for look, scores in zip(looks, found)]
+        return [top_keys((s << 32) | (0xFFFFFFFF - p.astype(np.int64)), n) for s, p in zip(found, positions)]
 
-    def close(self, look: Look, positions: np.ndarray) -> np.ndarray:
-        """[n] float32: MaxSim of the query with the decompressed documents at ascending positions."""
+    def close(self, looks: Sequence[Look], positions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Per query [n] float32: MaxSim with the decompressed documents at its ascending positions."""
         codec = self.codec
-        looked = (look.tiles8, look.floats, np.float32(look.row_step), np.float32(codec.step))
-        errors = (np.float32(look.row_error), np.float32(look.row_length * codec.rounding))
+        gathered = (
+            *(np.concatenate([look.tiles8 for look in looks]), edges(look.tiles for look in looks)),
+            *(np.concatenate([look.floats for look in looks]), edges(look.rows for look in looks)),
+            *(np.array([look.row_step for look in looks], np.float32), np.float32(codec.step)),
+            np.array([look.row_error for look in looks], np.float32),
+            np.array([look.row_length * codec.rounding for look in looks], np.float32),
+        )
 
-        def work(here: np.ndarray) -> np.ndarray:
-            out = np.empty(len(here), np.float32)
-            rows = self._rows(here)
-            scoring.score_closely(*rows, codec.coder, codec.decoder, looked, errors, np.float32(NO_VECTORS), out)
+        def work(here: np.ndarray, owners: np.ndarray) -> np.ndarray:
+            out, rows = np.empty(len(here), np.float32), self._rows(here)
+            scoring.score_closely(*rows, owners, codec.coder, codec.decoder, gathered, np.float32(NO_VECTORS), out)
             return out
 
-        return threads.concatenate(work, positions, 16)
+        return self._pairs(work, positions, 16)
+
+    @staticmethod
+    def _pairs(
+        work: Callable[[np.ndarray, np.ndarray], np.ndarray], positions: Sequence[np.ndarray], least: int
+    ) -> list[np.ndarray]:
+        """work(positions, queries) of all pairs, by document, since one that many queries ask for is rebuilt once."""
+        every = np.concatenate(positions)
+        owners = np.repeat(np.arange(len(positions)), [len(p) for p in positions])
+        order = np.argsort(every, kind="stable")
+        scores = threads.concatenate(lambda here: work(every[here], owners[here]), order, least, PAIRS)
+        back = np.empty_like(scores)
+        back[order] = scores
+        return np.split(back, edges(len(p) for p in positions)[1:-1])
 
     def rescore(self, floats: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """[n, B] float32: MaxSim with the decompressed documents; ``starts`` [B + 1] divides the rows among queries."""
@@ -201,14 +234,14 @@ class CpuPart:
         """(codes, residuals, offsets, positions) for the loops: the mapped arrays, or copies of these documents."""
         if self.residuals.nbytes <= MAPPED_BYTES or self._descriptor < 0:
             return self.codes, self.residuals, self.offsets, positions
-        offsets = np.zeros(len(positions) + 1, np.int64)
-        np.cumsum(self.offsets[positions + 1] - self.offsets[positions], out=offsets[1:])
+        positions, places = np.unique(positions, return_inverse=True)
+        offsets = edges(self.offsets[positions + 1] - self.offsets[positions])
         codes = np.empty(offsets[-1], self.codes.dtype)
         width = self.codec.coder[3]
         residuals = np.empty(offsets[-1] * width, np.uint8)
         if not scoring.fetch(self._descriptor, width, self.codes, self.offsets, positions, offsets, codes, residuals):
             raise damaged(self.segment.path / "residuals.bin", "it ends early")
-        return codes, residuals, offsets, np.arange(len(positions))
+        return codes, residuals, offsets, places
 
     def _score(self, codes, residuals, offsets, positions, floats, starts) -> np.ndarray:
         out = np.empty((len(positions), len(starts) - 1), np.float32)

@@ -15,8 +15,7 @@ from core.errors import UserError
 from core.progress import progress
 from core.protocols import Ranking
 from core.tokens import TokenBatch
-from index import threads
-from index.common import NO_VECTORS, Allowed, check_k, check_queries, compiled, float_keys, top_keys
+from index.common import NO_VECTORS, QUERY_ROWS, SCAN_ROWS, Allowed, check_k, check_queries, compiled, scan
 from index.manifest import SPEC, VERSION, begin, check_positive, entry, exclusive, finished, write_manifest
 from index.packed import packed_scores
 from index.segment import SegmentWriter, file_facts
@@ -24,14 +23,6 @@ from index.stored import StoredIndex
 from index.stream import blocks
 
 FIRST = "seg-00000"
-QUERY_ROWS = 4096
-"""Query rows taken through the index in one pass."""
-
-SCAN_ROWS = 1 << 14
-"""Vectors of one piece of a pass."""
-
-WAVE = 64
-"""Pieces whose results are held before they are merged."""
 
 
 class Index(StoredIndex):
@@ -141,20 +132,11 @@ class Index(StoredIndex):
         ]
         score = self._compiled(emb) if self.device.type == "cpu" and compiled() else self._plain(emb)
 
-        def work(piece: tuple) -> list[np.ndarray]:
+        def scored(piece: tuple) -> tuple[np.ndarray, np.ndarray]:
             base, segment, first, last = piece
-            scores, here = score(segment, first, last), np.arange(base + first, base + last)
-            out = []
-            for b, mask in enumerate(masks):
-                keep = slice(None) if mask is None else mask[here]
-                out.append(top_keys(float_keys(scores[keep, b], here[keep]), k))
-            return out
+            return score(segment, first, last), np.arange(base + first, base + last)
 
-        best = [np.empty(0, np.int64)] * len(emb)
-        for at in range(0, len(pieces), WAVE):
-            results = threads.run(work, pieces[at : at + WAVE])
-            best = [top_keys(np.concatenate([best[b], *(r[b] for r in results)]), k) for b in range(len(emb))]
-        return best
+        return scan(scored, pieces, masks, k)
 
     def _compiled(self, emb: np.ndarray):
         """Scores [n, B] of a stretch of documents by the compiled loops."""

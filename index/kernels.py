@@ -42,34 +42,49 @@ def make_tile(rows, first, dim, levels, shared, tile, scales):
 
 
 @jit
+def four_products(vectors, r, last, width, tile, first0, first1):
+    """Products of vectors r .. r + 3 (none beyond ``last``) with the 32 rows of a tile, in eight registers.
+
+    vectors: rows of ``width`` bytes, unsigned. first0, first1: what the sums of the two halves of the rows begin with.
+    """
+    p0, p1 = r * width, min(r + 1, last) * width
+    p2, p3 = min(r + 2, last) * width, min(r + 3, last) * width
+    a0, a1, b0, b1, c0, c1, d0, d1 = first0, first1, first0, first1, first0, first1, first0, first1
+    for g in range(width // 4):
+        x, y = load_int(tile, g * 128), load_int(tile, g * 128 + 64)
+        v = splat4(vectors, p0 + 4 * g)
+        a0, a1 = dot4(a0, v, x), dot4(a1, v, y)
+        v = splat4(vectors, p1 + 4 * g)
+        b0, b1 = dot4(b0, v, x), dot4(b1, v, y)
+        v = splat4(vectors, p2 + 4 * g)
+        c0, c1 = dot4(c0, v, x), dot4(c1, v, y)
+        v = splat4(vectors, p3 + 4 * g)
+        d0, d1 = dot4(d0, v, x), dot4(d1, v, y)
+    return a0, a1, b0, b1, c0, c1, d0, d1
+
+
+@jit
+def excess(width, tile):
+    """128 times the sums of a tile's rows: what the 128 that makes a vector's bytes unsigned adds to its products."""
+    sum0 = sum1 = splat_int(np.int32(0))
+    all128 = splat_int(np.int32(-2139062144))  # four bytes of 128
+    for g in range(width // 4):
+        sum0 = dot4(sum0, all128, load_int(tile, g * 128))
+        sum1 = dot4(sum1, all128, load_int(tile, g * 128 + 64))
+    return sum0, sum1
+
+
+@jit
 def centroid_products(centroids, width, tile, start, stop, out):
     """Integer products of centroids start .. stop - 1 with one tile -> out [K, 32] int32.
 
-    centroids: [K, width] uint8, each integer plus 128. Four centroids and 32 rows at once fill eight registers.
+    centroids: [K, width] uint8, each integer plus 128.
     """
-    zero = splat_int(np.int32(0))
-    # The 128 that makes a centroid's bytes unsigned adds 128 times the sum of the row, which goes out first.
-    minus0, minus1 = zero, zero
-    all128 = splat_int(np.int32(-2139062144))  # four bytes of 128
-    for g in range(width // 4):
-        minus0 = dot4(minus0, all128, load_int(tile, g * 128))
-        minus1 = dot4(minus1, all128, load_int(tile, g * 128 + 64))
-    first0, first1 = simd.sub_int(zero, minus0), simd.sub_int(zero, minus1)
+    zero, (sum0, sum1) = splat_int(np.int32(0)), excess(width, tile)
+    first0, first1 = simd.sub_int(zero, sum0), simd.sub_int(zero, sum1)
     k = start
     while k < stop:
-        p0, p1 = k * width, min(k + 1, stop - 1) * width
-        p2, p3 = min(k + 2, stop - 1) * width, min(k + 3, stop - 1) * width
-        a0, a1, b0, b1, c0, c1, d0, d1 = first0, first1, first0, first1, first0, first1, first0, first1
-        for g in range(width // 4):
-            x, y = load_int(tile, g * 128), load_int(tile, g * 128 + 64)
-            v = splat4(centroids, p0 + 4 * g)
-            a0, a1 = dot4(a0, v, x), dot4(a1, v, y)
-            v = splat4(centroids, p1 + 4 * g)
-            b0, b1 = dot4(b0, v, x), dot4(b1, v, y)
-            v = splat4(centroids, p2 + 4 * g)
-            c0, c1 = dot4(c0, v, x), dot4(c1, v, y)
-            v = splat4(centroids, p3 + 4 * g)
-            d0, d1 = dot4(d0, v, x), dot4(d1, v, y)
+        a0, a1, b0, b1, c0, c1, d0, d1 = four_products(centroids, k, stop - 1, width, tile, first0, first1)
         # The last ones may repeat a centroid: written from the back, each ends with its own product.
         at = min(k + 3, stop - 1) * TILE
         store(out, at, d0)
@@ -103,18 +118,7 @@ def nearest(points, dim, levels, centroids, width, bias, start, stop, codes):
         zero = splat_int(np.int32(0))
         for k in range(0, k_all, 4):
             k1, k2, k3 = min(k + 1, k_all - 1), min(k + 2, k_all - 1), min(k + 3, k_all - 1)
-            p0, p1, p2, p3 = k * width, k1 * width, k2 * width, k3 * width
-            a0, a1, b0, b1, c0, c1, d0, d1 = zero, zero, zero, zero, zero, zero, zero, zero
-            for g in range(width // 4):
-                x, y = load_int(tile, g * 128), load_int(tile, g * 128 + 64)
-                v = splat4(centroids, p0 + 4 * g)
-                a0, a1 = dot4(a0, v, x), dot4(a1, v, y)
-                v = splat4(centroids, p1 + 4 * g)
-                b0, b1 = dot4(b0, v, x), dot4(b1, v, y)
-                v = splat4(centroids, p2 + 4 * g)
-                c0, c1 = dot4(c0, v, x), dot4(c1, v, y)
-                v = splat4(centroids, p3 + 4 * g)
-                d0, d1 = dot4(d0, v, x), dot4(d1, v, y)
+            a0, a1, b0, b1, c0, c1, d0, d1 = four_products(centroids, k, k_all - 1, width, tile, zero, zero)
             best0, arg0 = _better(a0, s0, bias[k], k, best0, arg0)
             best1, arg1 = _better(a1, s1, bias[k], k, best1, arg1)
             best0, arg0 = _better(b0, s0, bias[k1], k1, best0, arg0)

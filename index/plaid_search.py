@@ -14,23 +14,17 @@ import torch
 
 from index import threads
 from index.codec import Codec
-from index.common import compiled, float_keys, key_positions, top_keys
+from index.common import QUERY_ROWS, SCAN_ROWS, compiled, float_keys, key_positions, scan, top_keys
 from index.shards import Group, Stretch, share
-
-QUERY_ROWS = 4096
-"""Query rows that one pass over all documents serves."""
-
-SCAN_ROWS = 1 << 14
-"""Vectors of one piece of such a pass."""
 
 SHORTLIST = 4
 """Documents that are scored in integers, as a multiple of those that are decompressed (PLAID's ndocs and ndocs / 4)."""
 
-TOGETHER = 16
-"""Queries that the members of a group take through the steps of a search together."""
+BATCH = 64
+"""Queries whose shortlists are scored together: what several of them ask for is decompressed once."""
 
-WAVE = 64
-"""Pieces whose results are held before they are merged."""
+TOGETHER = 16
+"""Queries that the members of a group take to their shortlists together."""
 
 Mask = tuple[np.ndarray | None, int]
 
@@ -75,42 +69,54 @@ class Searcher:
     def rank(self, emb: np.ndarray, k: int, masks: Sequence[Mask], effort: Knobs) -> list[np.ndarray]:
         """emb [B, T, D] float32, zero rows do not count; masks: what may be found. -> k descending keys per query.
 
-        A process that is alone takes every query through all steps at once, while what it has looked at is in the
-        cache. Members of a group take them together and meet between the steps.
+        Shortlists are scored together, document by document. To its shortlist, a process that is alone takes one query
+        at a time, while what it has looked at is in the cache; members of a group take some and meet between the steps.
         """
-        if self.group.alone:
-            return threads.run(lambda i: self._rank(emb[i : i + 1], k, masks[i : i + 1], effort)[0], range(len(emb)))
         out: list[np.ndarray] = []
-        together = max(1, min(TOGETHER, QUERY_ROWS // emb.shape[1]))
-        for first in range(0, len(emb), together):
-            part = slice(first, first + together)
+        batch = max(1, min(BATCH, QUERY_ROWS // emb.shape[1]))
+        for first in range(0, len(emb), batch):
+            part = slice(first, first + batch)
             out += self._rank(emb[part], k, masks[part], effort)
         return out
 
     def _rank(self, emb: np.ndarray, k: int, masks: Sequence[Mask], effort: Knobs) -> list[np.ndarray]:
-        """``rank`` for queries that go through the steps together; a group agrees on every shortlist."""
+        """``rank`` for queries whose shortlists are scored together; a group agrees on every shortlist."""
         rows = [q[q.any(-1)] if q.any() else q[:1] for q in emb]
         n = effort.n_candidates
         asking = [i for i, (_, count) in enumerate(masks) if count > n and emb[i].any()]
-        looks = dict(zip(asking, threads.run(lambda i: self._look(rows[i]), asking)))
-        found = self._candidates(looks, masks, effort)
-        short = self.group.merge(
-            threads.run(lambda i: self._shortlist(looks[i], found[i], SHORTLIST * n), asking), SHORTLIST * n
-        )
-        chosen = {i: np.sort(key_positions(keys)) for i, keys in zip(asking, short)}
-        refined = self.group.merge(threads.run(lambda i: self._refine(looks[i], chosen[i], n), asking), n)
-        chosen = {i: np.sort(key_positions(keys)) for i, keys in zip(asking, refined)}
-        for i, (mask, count) in enumerate(masks):
-            if i not in looks:  # all there are; a query of zeros gives every document 0
-                chosen[i] = (np.arange(count) if mask is None else np.flatnonzero(mask))[:n]
+        looks, short = self._shortlists(rows, asking, masks, effort)
+        refined = self._refine(looks, short, n)
+        closest = self._close(looks, {i: np.sort(key_positions(keys)) for i, keys in refined.items()})
 
         def score(i: int) -> np.ndarray:
             if i in looks:
-                return top_keys(self._close(looks[i], chosen[i]), k)
+                return top_keys(closest[i], k)
+            mask, count = masks[i]  # all there are; a query of zeros gives every document 0
+            chosen = (np.arange(count) if mask is None else np.flatnonzero(mask))[:n]
             floats = {codec: codec.floats(rows[i]) for codec in self.codecs}
-            return top_keys(self._exact(floats, len(rows[i]), chosen[i]), k)
+            return top_keys(self._exact(floats, len(rows[i]), chosen), k)
 
         return self.group.merge(threads.run(score, range(len(emb))), k)
+
+    def _shortlists(
+        self, rows: Sequence[np.ndarray], asking: Sequence[int], masks: Sequence[Mask], effort: Knobs
+    ) -> tuple[dict[int, Any], dict[int, np.ndarray]]:
+        """Per query what every codec makes of it, and the ascending positions of its shortlist."""
+        n = SHORTLIST * effort.n_candidates
+
+        def choose(some: Sequence[int]) -> list[tuple[int, Any, np.ndarray]]:
+            looks = dict(zip(some, threads.run(lambda i: self._look(rows[i]), some)))
+            found = self._candidates(looks, masks, effort)
+            keys = self.group.merge(threads.run(lambda i: self._shortlist(looks[i], found[i], n), some), n)
+            for look in (look for of_codecs in looks.values() for look in of_codecs.values()):
+                look.shorten()
+            return [(i, looks[i], np.sort(key_positions(best))) for i, best in zip(some, keys)]
+
+        if self.group.alone:
+            chosen = threads.run(lambda i: choose([i])[0], asking)
+        else:  # in turn, since members meet
+            chosen = [one for at in range(0, len(asking), TOGETHER) for one in choose(asking[at : at + TOGETHER])]
+        return {i: look for i, look, _ in chosen}, {i: short for i, _, short in chosen}
 
     def _candidates(self, looks: dict[int, Any], masks: Sequence[Mask], effort: Knobs) -> dict[int, list]:
         """Per query the candidates of every part; lists are opened until they hold enough documents."""
@@ -147,36 +153,39 @@ class Searcher:
         ]
         return top_keys(np.concatenate([np.empty(0, np.int64), *keys]), n)
 
-    def _refine(self, looks: dict, positions: np.ndarray, n: int) -> np.ndarray:
-        if len(positions) <= n and self.group.alone:
-            return 0xFFFFFFFF - positions  # all of them go on
-        keys = [np.empty(0, np.int64)]
-        for base, part, here in self._own(positions):
-            keys.append(part.refine(looks[part.codec], here, n) - base)
-        return top_keys(np.concatenate(keys), n)
+    def _refine(self, looks: dict[int, Any], chosen: dict[int, np.ndarray], n: int) -> dict[int, np.ndarray]:
+        """Per query the n best keys of its ascending positions, by integers."""
+        long = {i: positions for i, positions in chosen.items() if len(positions) > n or not self.group.alone}
+        keys = {i: [np.empty(0, np.int64) if i in long else 0xFFFFFFFF - p] for i, p in chosen.items()}  # all go on
+        for base, part, own in self._own(long):
+            for i, best in zip(own, part.refine([looks[i][part.codec] for i in own], list(own.values()), n)):
+                keys[i].append(best - base)
+        merged = self.group.merge([top_keys(np.concatenate(k), n) for k in keys.values()], n)
+        return dict(zip(keys, merged))
 
-    def _own(self, positions: np.ndarray) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """(base, part, the part's positions) of ascending positions, those of other processes left out."""
+    def _own(self, chosen: dict[int, np.ndarray]) -> Iterator[tuple[int, Any, dict[int, np.ndarray]]]:
+        """(base, part, per query the part's positions) of ascending positions, those of other processes left out."""
         for base, part in zip(self.bases, self.parts):
-            low, high = np.searchsorted(positions, [base + part.first, base + part.last])
-            if high > low:
-                yield base, part, positions[low:high] - base
+            low, high = base + part.first, base + part.last
+            own = {i: p[slice(*np.searchsorted(p, [low, high]))] - base for i, p in chosen.items()}
+            own = {i: p for i, p in own.items() if len(p)}
+            if own:
+                yield base, part, own
 
-    def _close(self, looks: dict, positions: np.ndarray) -> np.ndarray:
-        """``_exact`` for a query that has been looked at."""
-        keys = [np.empty(0, np.int64)]
-        for base, part, here in self._own(positions):
-            keys.append(float_keys(part.close(looks[part.codec], here), here + base))
-        return np.concatenate(keys)
+    def _close(self, looks: dict[int, Any], chosen: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Per query keys of MaxSim with the decompressed documents at its ascending positions."""
+        keys = {i: [np.empty(0, np.int64)] for i in chosen}
+        for base, part, own in self._own(chosen):
+            for i, scores in zip(own, part.close([looks[i][part.codec] for i in own], list(own.values()))):
+                keys[i].append(float_keys(scores, own[i] + base))
+        return {i: np.concatenate(k) for i, k in keys.items()}
 
     def _exact(self, floats: dict, n_rows: int, positions: np.ndarray) -> np.ndarray:
-        """Keys of MaxSim with the decompressed documents at ascending positions."""
+        """``_close`` for one query that has not been looked at."""
         starts, keys = np.array([0, n_rows]), [np.empty(0, np.int64)]
-        for base, part, here in self._own(positions):
-            scores = threads.concatenate(lambda p, part=part: part.rescore(floats[part.codec], starts, p), here, 32)[
-                :, 0
-            ]
-            keys.append(float_keys(scores, here + base))
+        for base, part, own in self._own({0: positions}):
+            scores = threads.concatenate(lambda p, part=part: part.rescore(floats[part.codec], starts, p), own[0], 32)
+            keys.append(float_keys(scores[:, 0], own[0] + base))
         return np.concatenate(keys)
 
     def scan(self, emb: np.ndarray, k: int, masks: Sequence[Mask]) -> list[np.ndarray]:
@@ -199,18 +208,8 @@ class Searcher:
             if last > part.first and first < part.last
         ]
 
-        def work(piece: tuple) -> list[np.ndarray]:
+        def score(piece: tuple) -> tuple[np.ndarray, np.ndarray]:
             base, part, first, last = piece
-            scores = part.scan(floats[part.codec], starts, first, last)
-            here = np.arange(base + first, base + last)
-            out = []
-            for b, (mask, _) in enumerate(masks):
-                keep = slice(None) if mask is None else mask[here].astype(bool)
-                out.append(top_keys(float_keys(scores[keep, b], here[keep]), k))
-            return out
+            return part.scan(floats[part.codec], starts, first, last), np.arange(base + first, base + last)
 
-        best = [np.empty(0, np.int64)] * len(masks)
-        for at in range(0, len(pieces), WAVE):
-            results = threads.run(work, pieces[at : at + WAVE])
-            best = [top_keys(np.concatenate([best[b], *(r[b] for r in results)]), k) for b in range(len(masks))]
-        return best
+        return scan(score, pieces, [mask for mask, _ in masks], k)

@@ -4,6 +4,7 @@ numba, and what runs on an accelerator, where a part keeps its codes and residua
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,10 @@ class Look:
     floats: Tensor
     integers: Tensor
     step: float
+
+    def shorten(self) -> None:
+        """Drop what only the choice of a shortlist needs."""
+        self.products = self.table = self.products.new_empty(0)
 
 
 class PlainCodec:
@@ -141,8 +146,11 @@ class PlainPart:
             best = best_keys(torch.cat([best, keys]), n)
         return best.cpu().numpy()
 
-    def refine(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
-        """The n best keys of ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
+    def refine(self, looks: Sequence[Look], positions: Sequence[np.ndarray], n: int) -> list[np.ndarray]:
+        """Per query the n best keys of its ascending positions: MaxSim in integers << 32 | 2^32 - 1 - position."""
+        return [self._refine(look, here, n) for look, here in zip(looks, positions)]
+
+    def _refine(self, look: Look, positions: np.ndarray, n: int) -> np.ndarray:
         best = torch.empty(0, dtype=torch.int64, device=self.codec.device)
         local = torch.from_numpy(np.asarray(positions, dtype=np.int64) - self.first).to(self.codec.device)
         for here in self._runs(local, BUDGET_BYTES // (8 * (self.codec.dim + len(look.integers) + 1))):
@@ -155,9 +163,10 @@ class PlainPart:
             best = best_keys(torch.cat([best, (scores << 32) | (0xFFFFFFFF - (here + self.first))]), n)
         return best.cpu().numpy()
 
-    def close(self, look: Look, positions: np.ndarray) -> np.ndarray:
-        """[n] float32: ``rescore`` for a query that has been looked at."""
-        return self.rescore(look.floats, np.array([0, len(look.floats)]), positions)[:, 0]
+    def close(self, looks: Sequence[Look], positions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Per query [n] float32: ``rescore`` for a query that has been looked at."""
+        rows = [look.floats for look in looks]
+        return [self.rescore(r, np.array([0, len(r)]), here)[:, 0] for r, here in zip(rows, positions)]
 
     def rescore(self, rows: Tensor, starts: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """[n, B] float32: MaxSim of the queries whose rows are rows[starts[b] : starts[b + 1]], positions ascending."""

@@ -14,8 +14,8 @@ import numpy as np
 from numba import types
 
 from index import simd
-from index.kernels import LOWEST, TILE, centroid_products, jit, within
-from index.simd import dot4, load, load_int, splat, splat4, splat_int, store
+from index.kernels import LOWEST, TILE, centroid_products, excess, four_products, jit, within
+from index.simd import dot4, load, load_int, splat, splat_int, store
 
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uintp, types.int64))
 simd.forget_stale_code(__file__)
@@ -51,48 +51,57 @@ def fetch(descriptor, width, codes, offsets, positions, local_offsets, local_cod
 
 
 @jit
-def score_integers(codes, residuals, offsets, positions, coder, tiles8, scores):
-    """scores[i] = MaxSim of document positions[i] in integers: (centroid + weight) . row, all of one byte.
+def score_integers(codes, residuals, offsets, positions, owners, coder, tiles8, starts, scores):
+    """scores[i] = MaxSim of document positions[i] and query owners[i] in integers: (centroid + weight) . row.
 
-    coder: (unsigned centroids [K, width], unsigned weights, per, bytes), see ``index.cpu``. tiles8: the query's tiles.
+    A document's vectors are rebuilt once for all queries that follow each other at it. coder: see above. tiles8, starts
+    [B + 1]: the tiles of all queries, those of query b from starts[b] on.
     """
     centroids, weights, per, bytes_, dim = coder
     width = centroids.shape[1]
     flat = centroids.reshape(-1)
-    tiles = len(tiles8) // (width * TILE)
-    longest = 1
-    for p in positions:
-        longest = max(longest, offsets[p + 1] - offsets[p])
-    vectors = np.zeros(longest * width, np.uint8)
+    vectors = np.zeros(_longest(offsets, positions) * width, np.uint8)
     scores[:] = 0
     for i in range(len(positions)):
         first, n = offsets[positions[i]], offsets[positions[i] + 1] - offsets[positions[i]]
         if n > 0:
-            _rebuild(codes, residuals, first, n, flat, weights, per, bytes_, width, dim, vectors)
-            for t in range(tiles):
+            if i == 0 or positions[i] != positions[i - 1]:
+                _rebuild(codes, residuals, first, n, flat, weights, per, bytes_, width, dim, vectors)
+            for t in range(starts[owners[i]], starts[owners[i] + 1]):
                 scores[i] += _best_integers(vectors, n, width, tiles8[t * width * TILE : (t + 1) * width * TILE])
 
 
 @jit
-def score_closely(codes, residuals, offsets, positions, coder, decoder, look, errors, no_vectors, out):
-    """out[i] = MaxSim of document positions[i] in float32, most of whose products are only made in integers.
-
-    How far an integer product is from the true one is known (errors: the longest rounding error of a row, by Cauchy and
-    Schwarz; six deviations of the rounding of a vector, times the longest row), so most vectors cannot be a row's best.
-    Only the others, a few in a hundred, are decompressed and multiplied in float32.
-    look: (tiles8, rows [T, D] float32 in the decoder's order, step of the rows' integers, step of the vectors').
-    """
-    integers, small_weights, per, bytes_, true_dim = coder
-    centroids, weights, _, _, unit, _ = decoder
-    tiles8, rows, row_step, step = look
-    width, dim, n_rows = integers.shape[1], centroids.shape[1], len(rows)
-    flat8, flat, flat_rows = integers.reshape(-1), centroids.reshape(-1), rows.reshape(-1)
+def _longest(offsets, positions):
     longest = 1
     for p in positions:
         longest = max(longest, offsets[p + 1] - offsets[p])
+    return longest
+
+
+@jit
+def score_closely(codes, residuals, offsets, positions, owners, coder, decoder, looks, no_vectors, out):
+    """out[i] = MaxSim of document positions[i] and query owners[i] in float32, of whose products most are integers.
+
+    How far an integer product is from the true one is known (a row's rounding error by Cauchy and Schwarz; six
+    deviations of the rounding of a vector, times the longest row), so most vectors cannot be a row's best. Only the
+    others are decompressed, once for all queries that follow each other at a document, and multiplied in float32.
+    looks: (tiles8, starts [B + 1] as in ``score_integers``; rows [R, D] float32 in the decoder's order, starts [B + 1];
+    steps [B] of the rows' integers, step of the vectors'; [B] longest rounding errors of a row, [B] deviations).
+    """
+    integers, small_weights, per, bytes_, true_dim = coder
+    centroids, weights, _, _, unit, _ = decoder
+    tiles8, starts, rows, row_starts, row_steps, step, row_errors, deviations = looks
+    width, dim = integers.shape[1], centroids.shape[1]
+    flat8, flat, flat_rows = integers.reshape(-1), centroids.reshape(-1), rows.reshape(-1)
+    longest = _longest(offsets, positions)
     vectors8, products = np.zeros(longest * width, np.uint8), np.empty(longest * TILE, np.int32)
     vectors, factors = np.zeros(longest * dim, np.float32), np.ones(longest, np.float32)
-    scales, slacks = np.empty(longest, np.float32), np.empty(longest, np.float32)
+    inverse, scales, slacks = (
+        np.empty(longest, np.float32),
+        np.empty(longest, np.float32),
+        np.empty(longest, np.float32),
+    )
     ready, best = np.empty(longest, np.uint8), np.empty(TILE, np.float32)
     lanes, needed = np.empty(longest, np.uint32), np.empty(longest, np.int64)
     for i in range(len(positions)):
@@ -100,20 +109,24 @@ def score_closely(codes, residuals, offsets, positions, coder, decoder, look, er
         if n == 0:
             out[i] = no_vectors
             continue
-        _rebuild(codes, residuals, first, n, flat8, small_weights, per, bytes_, width, true_dim, vectors8)
-        _inverse_lengths(vectors8, n, width, true_dim, scales)
+        if i == 0 or positions[i] != positions[i - 1]:
+            _rebuild(codes, residuals, first, n, flat8, small_weights, per, bytes_, width, true_dim, vectors8)
+            _inverse_lengths(vectors8, n, width, true_dim, inverse)
+            ready[:n] = 0
+        b = owners[i]
+        row_step, row_error, deviation = row_steps[b], row_errors[b], deviations[b]
         for r in range(n):
             if unit:  # a vector's error turns it by no more than error / length
-                slacks[r] = errors[0] + np.float32(1.02) * errors[1] * scales[r] / step
-                scales[r] *= row_step
+                slacks[r] = row_error + np.float32(1.02) * deviation * inverse[r] / step
+                scales[r] = inverse[r] * row_step
             else:
-                slacks[r] = errors[1] + errors[0] * step / scales[r]
+                slacks[r] = deviation + row_error * step / inverse[r]
                 scales[r] = row_step * step
-        ready[:n] = 0
         s = np.float32(0)
-        for t in range(len(tiles8) // (width * TILE)):
+        for t in range(starts[b], starts[b + 1]):
             centroid_products(vectors8, width, tiles8[t * width * TILE : (t + 1) * width * TILE], 0, n, products)
-            here = min(TILE, n_rows - t * TILE)
+            row = row_starts[b] + (t - starts[b]) * TILE
+            here = min(TILE, row_starts[b + 1] - row)
             _near_best(products, scales, slacks, n, here, lanes)
             count = 0
             for r in range(n):
@@ -125,7 +138,7 @@ def score_closely(codes, residuals, offsets, positions, coder, decoder, look, er
             best[:] = np.float32(-3e38)
             for r in range(n):
                 if lanes[r] != 0:
-                    _improve(vectors, r * dim, factors[r], lanes[r], flat_rows, t * TILE * dim, dim, best)
+                    _improve(vectors, r * dim, factors[r], lanes[r], flat_rows, row * dim, dim, best)
             for lane in range(here):
                 s += best[lane]
         out[i] = s
@@ -188,18 +201,30 @@ def _inverse_lengths(vectors, n, width, dim, out):
 @jit
 def _rebuild(codes, residuals, first, n, centroids, weights, per, bytes_, width, dim, vectors):
     """Vectors first .. first + n - 1 in bytes: unsigned centroid + signed weight."""
-    k_all = len(centroids) // width
-    table, ones = simd.load_bytes16(weights, 0), simd.splat_byte(np.uint8((1 << (8 // per)) - 1))
+    k_all, bits = len(centroids) // width, 8 // per
+    low, last = (1 << bits) - 1, bytes_ * (per - 1)
+    table, ones, shift = simd.load_bytes16(weights, 0), simd.splat_byte(np.uint8(low)), simd.splat_byte(np.uint8(bits))
+    table64, ones64, shift64 = simd.repeat16(weights, 0), splat_int(np.int32(low * 16843009)), splat_int(np.int32(bits))
     for r in range(n):
         at, base, to = (first + r) * bytes_, within(codes[first + r], k_all) * width, r * width
-        if len(weights) == 16:  # one register of weights, one plane of dimensions per place in the byte
-            for plane in range(per):
-                shift = simd.splat_byte(np.uint8(8 - (plane + 1) * (8 // per)))
-                for j in range(0, bytes_, 16):
-                    index = simd.shift_bytes(simd.load_bytes16(residuals, at + j), shift)
-                    weight = simd.lookup_octets(table, simd.and_bytes(index, ones))
-                    place = plane * bytes_ + j
+        if len(weights) == 16 and bytes_ % 64 == 0:
+            for j in range(0, bytes_, 64):
+                left = load_int(residuals, at + j)
+                place = last + j
+                while place >= 0:
+                    weight = simd.lookup_each_byte(table64, simd.and_int(left, ones64))
+                    store(vectors, to + place, simd.add_each_byte(weight, load_int(centroids, base + place)))
+                    left = simd.shift_right(left, shift64)
+                    place -= bytes_
+        elif len(weights) == 16:  # one register of weights, one plane of dimensions per place in the byte
+            for j in range(0, bytes_, 16):
+                left = simd.load_bytes16(residuals, at + j)
+                place = last + j
+                while place >= 0:
+                    weight = simd.lookup_octets(table, simd.and_bytes(left, ones))
                     store(vectors, to + place, simd.add_bytes(weight, simd.load_bytes16(centroids, base + place)))
+                    left = simd.shift_bytes(left, shift)
+                    place -= bytes_
         else:  # the weights of every byte, ``per`` each
             for j in range(bytes_):
                 byte = np.intp(residuals[at + j]) * per
@@ -210,30 +235,14 @@ def _rebuild(codes, residuals, first, n, centroids, weights, per, bytes_, width,
 @jit
 def _best_integers(vectors, n, width, tile):
     """Sum over 32 rows of the largest product with vectors [n, width]."""
-    minus0 = minus1 = splat_int(np.int32(0))
-    all128 = splat_int(np.int32(-2139062144))
-    for g in range(width // 4):
-        minus0 = dot4(minus0, all128, load_int(tile, g * 128))
-        minus1 = dot4(minus1, all128, load_int(tile, g * 128 + 64))
+    sum0, sum1 = excess(width, tile)
     best0 = best1 = splat_int(LOWEST)
     zero = splat_int(np.int32(0))
     for r in range(0, n, 4):
-        p0, p1 = r * width, min(r + 1, n - 1) * width
-        p2, p3 = min(r + 2, n - 1) * width, min(r + 3, n - 1) * width
-        a0, a1, b0, b1, c0, c1, d0, d1 = zero, zero, zero, zero, zero, zero, zero, zero
-        for g in range(width // 4):
-            x, y = load_int(tile, g * 128), load_int(tile, g * 128 + 64)
-            v = splat4(vectors, p0 + 4 * g)
-            a0, a1 = dot4(a0, v, x), dot4(a1, v, y)
-            v = splat4(vectors, p1 + 4 * g)
-            b0, b1 = dot4(b0, v, x), dot4(b1, v, y)
-            v = splat4(vectors, p2 + 4 * g)
-            c0, c1 = dot4(c0, v, x), dot4(c1, v, y)
-            v = splat4(vectors, p3 + 4 * g)
-            d0, d1 = dot4(d0, v, x), dot4(d1, v, y)
+        a0, a1, b0, b1, c0, c1, d0, d1 = four_products(vectors, r, n - 1, width, tile, zero, zero)
         best0 = simd.larger_int(best0, simd.larger_int(simd.larger_int(a0, b0), simd.larger_int(c0, d0)))
         best1 = simd.larger_int(best1, simd.larger_int(simd.larger_int(a1, b1), simd.larger_int(c1, d1)))
-    best = simd.add_int(simd.sub_int(best0, minus0), simd.sub_int(best1, minus1))
+    best = simd.add_int(simd.sub_int(best0, sum0), simd.sub_int(best1, sum1))
     return simd.total_int(best)
 
 
@@ -287,9 +296,7 @@ def score_residuals(codes, residuals, offsets, positions, decoder, floats, start
     centroids, weights, per, width, unit, true_dim = decoder
     dim = centroids.shape[1]
     tiles = len(floats) // (dim * TILE)
-    longest = 1
-    for p in positions:
-        longest = max(longest, offsets[p + 1] - offsets[p])
+    longest = _longest(offsets, positions)
     vectors, factors = np.zeros(longest * dim, np.float32), np.ones(longest, np.float32)
     best, every = np.empty(tiles * TILE, np.float32), np.arange(longest)
     flat = centroids.reshape(-1)
@@ -307,13 +314,14 @@ def score_residuals(codes, residuals, offsets, positions, decoder, floats, start
 def _decompress(codes, residuals, first, rows, centroids, weights, per, width, dim, true_dim, unit, vectors, factors):
     """Vectors first + rows: centroid + bucket weights; factors bring them to length 1 when ``unit``."""
     k_all = len(centroids) // dim
-    table, ones = load(weights, 0), splat_int(np.int32((1 << (8 // per)) - 1))
+    bits = 8 // per
+    table, ones = load(weights, 0), splat_int(np.int32((1 << bits) - 1))
     for r in rows:
         at, base, to = (first + r) * width, within(codes[first + r], k_all) * dim, r * dim
         norm = splat(np.float32(0))
         if len(weights) == 16:  # as in ``_rebuild``
             for plane in range(per):
-                shift = splat_int(np.int32(8 - (plane + 1) * (8 // per)))
+                shift = splat_int(np.int32(8 - (plane + 1) * bits))
                 for j in range(0, width, 16):
                     index = simd.shift_right(simd.load_octets(residuals, at + j), shift)
                     value = simd.lookup(table, simd.and_int(index, ones))
@@ -338,9 +346,7 @@ def score_vectors(rows, dim, offsets, positions, floats, starts, no_vectors, out
     """As ``score_residuals`` for stored vectors: rows float32, or uint16 with the bits of float16."""
     wide = -(-dim // 16) * 16
     tiles = len(floats) // (wide * TILE)
-    longest = 1
-    for p in positions:
-        longest = max(longest, offsets[p + 1] - offsets[p])
+    longest = _longest(offsets, positions)
     vectors, factors = np.zeros(longest * wide, np.float32), np.ones(longest, np.float32)
     best = np.empty(tiles * TILE, np.float32)
     for i in range(len(positions)):

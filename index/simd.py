@@ -1,8 +1,8 @@
 """Vector registers for numba: 16 floats, 16 integers or 32 bytes that stay in registers through a loop.
 
 numba leaves vectorisation to LLVM's guesses, which miss the register blocking that a matrix product needs. These few
-operations say it directly, in LLVM's portable vector types; only ``dot4``, ``lookup`` and ``lookup_octets`` name x86
-instructions, and ``DOT4`` and ``LOOKUP`` say whether this CPU has them (``index.kernels`` has another way).
+operations say it directly, in LLVM's portable vector types; only ``dot4`` and the lookups name x86 instructions, and
+``DOT4`` and ``LOOKUP`` say whether this CPU has them (else there is another way).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numba.extending import intrinsic, models, register_model
 _OTHER = os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES")
 _FEATURES = {} if _OTHER else llvmlite.binding.get_host_cpu_features()
 DOT4 = bool(_FEATURES.get("avx512vnni"))
-LOOKUP = bool(_FEATURES.get("avx512f"))
+LOOKUP = bool(_FEATURES.get("avx512bw"))
 _I32, _ELEMENT = ir.IntType(32), {"f": ir.FloatType(), "i": ir.IntType(32), "b": ir.IntType(8)}
 
 
@@ -212,6 +212,28 @@ def lookup_octets(typing, table, index):
         return _call(builder, "llvm.x86.ssse3.pshuf.b.128", OCTETS.ll, *args) if LOOKUP else args[0]
 
     return OCTETS(OCTETS, OCTETS), codegen
+
+
+def _as_bytes(emit):
+    """An operation on registers of integers that sees the 64 bytes in them."""
+    octets = ir.VectorType(_ELEMENT["b"], 64)
+    return _binary(INT, lambda b, x, y: b.bitcast(emit(b, b.bitcast(x, octets), b.bitcast(y, octets)), INT.ll))
+
+
+add_each_byte = _as_bytes(lambda b, x, y: b.add(x, y))
+lookup_each_byte = _as_bytes(lambda b, x, y: _call(b, "llvm.x86.avx512.pshuf.b.512", x.type, x, y) if LOOKUP else x)
+"""table[index] in each of 64 bytes, index below 16; a table is the same 16 bytes four times (x86 AVX-512)."""
+
+
+@intrinsic
+def repeat16(typing, array, index):
+    """16 bytes of an array, four times."""
+
+    def codegen(context, builder, signature, args):
+        four = builder.load(_address(context, builder, signature.args[0], *args, ir.VectorType(_I32, 4)), align=1)
+        return builder.shuffle_vector(four, four, ir.Constant(ir.VectorType(_I32, 16), [i % 4 for i in range(16)]))
+
+    return INT(array, types.intp), codegen
 
 
 @intrinsic

@@ -77,14 +77,17 @@ def _enter() -> None:
     _inside.working = True
 
 
-def pieces(n: int, least: int = 1) -> list[slice]:
-    """range(n) cut into as many even slices as there are threads, none smaller than ``least`` unless it is alone."""
-    parts = max(1, min(count(), n // max(1, least)))
+def pieces(n: int, least: int = 1, most: int | None = None) -> list[slice]:
+    """range(n) cut into as many even slices as there are threads, none smaller than ``least`` unless it is alone, and
+    into more of them where they would be larger than ``most``."""
+    parts = max(1, min(count(), n // max(1, least)), -(-n // (most or max(1, n))))
     edges = np.linspace(0, n, parts + 1).astype(int).tolist()
     return [slice(a, b) for a, b in pairwise(edges)]
 
 
-def concatenate(work: Callable[[Sequence], np.ndarray], items: np.ndarray, least: int = 1) -> np.ndarray:
-    """work(items), computed piece by piece in threads."""
-    parts = run(lambda part: work(items[part]), pieces(len(items), least))
+def concatenate(
+    work: Callable[[Sequence], np.ndarray], items: np.ndarray, least: int = 1, most: int | None = None
+) -> np.ndarray:
+    """work(items), computed piece by piece (see ``pieces``) in threads."""
+    parts = run(lambda part: work(items[part]), pieces(len(items), least, most))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

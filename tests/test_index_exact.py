@@ -39,7 +39,7 @@ def test_pieces_and_waves_change_nothing(tmp_path, monkeypatch, rows):
     cases = (None, allowed, allowed[0])
     whole = [built.search(QUERIES, 30, wanted) for wanted in cases]
     monkeypatch.setattr("index.exact.SCAN_ROWS", rows)
-    monkeypatch.setattr("index.exact.WAVE", 2)
+    monkeypatch.setattr("index.common.WAVE", 2)
     assert [built.search(QUERIES, 30, wanted) for wanted in cases] == whole
 
 

@@ -1,4 +1,4 @@
-"""Kills, full disks, damaged files and two writers: nothing is lost, and nothing is silently wrong.
+"""Kills, full disks and damaged files: nothing is lost, and nothing is silently wrong.
 
 The kills and the damage run in one process of its own (``drive``), which forks for every case: a fork of a warm
 process costs milliseconds where a new one costs seconds.
@@ -18,55 +18,16 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from core.errors import UserError
-from index import exact, manifest, open_index, plaid, plaid_build, stored, stream
+from index import manifest, open_index, plaid
 from tests.conftest import FULL
-from tests.index_cases import ENCODER, ROOT, corpus, questions, snapshot
-
-DOCS = corpus(90, rows=(1, 9))
-DOCS[7] = ("doc-7", np.zeros((0, 32), np.float32))
-QUERIES = questions(DOCS, 3, 7)
-INDEX = {"plaid": plaid.Index, "exact": exact.Index}
-OPERATIONS = [f"{what}-{kind}" for what in ("build", "add", "delete", "compact") for kind in INDEX]
-
-
-def many_blocks() -> None:
-    stream.BLOCK_DOCS, plaid_build.ENCODE_ROWS, stored.COPY_ROWS = 12, 90, 90
-
-
-def perform(operation: str, path: Path) -> None:
-    what, kind = operation.split("-")
-    if what == "build":
-        INDEX[kind].build(path, DOCS[:60], dim=32, encoder=ENCODER)
-    elif what == "add":
-        INDEX[kind].open(path).add(DOCS[60:])
-    elif what == "delete":
-        INDEX[kind].open(path).delete([f"doc-{i}" for i in range(20, 45)])
-    else:
-        INDEX[kind].open(path).compact()
-
-
-def begin(operation: str, path: Path) -> None:
-    """What is there before the operation."""
-    what, kind = operation.split("-")
-    steps = {"build": [], "add": ["build", "delete"], "delete": ["build", "add"], "compact": ["build", "delete", "add"]}
-    for step in steps[what]:
-        perform(f"{step}-{kind}", path)
-
-
-def answers(path: Path) -> list:
-    index = open_index(path)
-    k = min(30, len(index))
-    efforts = ("fast", "exhaustive") if isinstance(index, plaid.Index) else (None,)
-    return [index.ids(), *(index.search(QUERIES, k, effort=effort) for effort in efforts)]
-
+from tests.index_cases import ROOT, snapshot
+from tests.index_operations import INDEX, OPERATIONS, QUERIES, answers, begin, many_blocks, perform
 
 # -- kills -------------------------------------------------------------------------------------------------------------
 
@@ -421,111 +382,3 @@ def test_a_disk_that_is_full_at_any_moment(tmp_path, monkeypatch, operation):
 def test_other_errors_of_the_disk_are_not_called_full(tmp_path):
     with pytest.raises(PermissionError), manifest.exclusive(tmp_path / "i"):
         raise PermissionError(13, "Permission denied")
-
-
-# -- two writers -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", INDEX)
-def test_one_writer_at_a_time(tmp_path, kind):
-    index = INDEX[kind]
-
-    def meanwhile(attempts):
-        for i, item in enumerate(DOCS):
-            if i == 30:
-                for attempt in attempts:
-                    with pytest.raises(UserError, match=r"another process is writing the index .*; wait until"):
-                        attempt()
-            yield item
-
-    index.build(
-        tmp_path / "i",
-        meanwhile([lambda: index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)]),
-        dim=32,
-        encoder=ENCODER,
-    )
-    other = index.open(tmp_path / "i")
-    others = [
-        lambda: other.add([("x", DOCS[0][1])]),
-        lambda: other.delete(["doc-1"]),
-        other.compact,
-        lambda: other.rebuild(keep_codec=False),
-        other.discard_add,
-    ]
-    report = index.open(tmp_path / "i").add((f"new-{i}", v) for i, v in meanwhile(others))
-    assert report["documents"] == 90 and len(other) == 90
-    other.delete(["new-doc-1"])  # the lock is free, and what it did not see is seen
-    assert len(other) == 179 and other.verify() == []
-
-
-WAITING = """
-from tests.test_index_faults import *
-def slow():
-    yield from DOCS[:40]
-    print("ready", flush=True)
-    time.sleep(60)
-stream.BLOCK_DOCS = 12
-exact.Index.build(sys.argv[1], slow(), dim=32, encoder=ENCODER)
-"""
-
-
-def test_the_lock_of_a_killed_builder_is_free(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", WAITING, str(tmp_path / "i")], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert child.stdout.readline() == "ready\n"
-        with pytest.raises(UserError, match="another process is writing"):
-            exact.Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    assert exact.Index.committed(tmp_path / "i") == 36
-    assert len(exact.Index.build(tmp_path / "i", DOCS, dim=32, encoder=ENCODER)) == 90
-
-
-# -- a killed add ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", INDEX)
-def test_a_stopped_add_goes_on_or_is_forgotten(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("index.stream.BLOCK_DOCS", 12)
-    path, whole = tmp_path / "i", tmp_path / "whole"
-    for one in (path, whole):
-        begin(f"add-{kind}", one)
-    perform(f"add-{kind}", whole)
-    index = INDEX[kind].open(path)
-    old = answers(path)
-
-    def stopped():
-        yield from DOCS[60:89]
-        raise KeyboardInterrupt
-
-    assert index.adding() == 0
-    with pytest.raises(KeyboardInterrupt):
-        index.add(stopped())
-    assert index.adding() == 24 and answers(path) == old and index.verify() == []
-    with pytest.raises(UserError, match=r"another add .* killed after 24 documents; .* discard_add\(\)"):
-        index.add(DOCS[61:])
-    with pytest.raises(UserError, match="another add"):
-        index.add(DOCS[60:70])
-    index.add((i, v if n >= 24 else None) for n, (i, v) in enumerate(DOCS[60:]))
-    assert index.adding() == 0 and snapshot(path) == snapshot(whole)
-    # Forgotten, by name and by a compaction; a compaction that was stopped is no add.
-    for forget in (index.discard_add, index.compact):
-        with pytest.raises(KeyboardInterrupt):
-            index.add((f"{i}-again", v) for i, v in stopped())
-        assert index.adding() == 24
-        forget()
-        assert index.adding() == 0 and index.verify() == []
-    index.delete(["doc-1"])
-    monkeypatch.setattr("index.stored.COPY_ROWS", 50)
-    with monkeypatch.context() as patch:
-        patch.setattr(type(index), "_complete", lambda *_: time.sleep("no"))
-        with pytest.raises(TypeError):
-            index.compact()
-    assert index.adding() == 0
-    index.add([("last", DOCS[0][1])])
-    assert index.ids()[-1] == "last" and index.verify() == []

@@ -106,10 +106,10 @@ def test_compiled_search_of_any_codec_is_the_plain_one(seed, k, dim, nbits, unit
             found = part.candidates(one.opened(look, 3, -(2**31)), None)
             near = part.shortlist(look, found, 9)
             positions = np.sort(key_positions(near))
-            fine = part.refine(look, positions, 5) if len(positions) else near
+            fine = part.refine([look], [positions], 5)[0] if len(positions) else near
             everything = np.arange(first, last)
             scores = [part.rescore(one.floats(query), np.array([0, rows]), everything)[:, 0]]
-            scores.append(part.close(look, everything))
+            scores.append(part.close([look], [everything])[0])
             answers.append((len(found), near.tolist(), fine.tolist(), scores))
         assert answers[0][:3] == answers[1][:3]
         here = slice(int(segment.offsets[first]), int(segment.offsets[last]))

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -283,9 +284,9 @@ def test_compiled_and_plain_loops_agree(tmp_path, monkeypatch, nbits, rows, dim,
             found = part.candidates(codec.opened(look, 3, floor), wanted)
             near = part.shortlist(look, found, 40)
             positions = np.sort(key_positions(near))
-            fine = part.refine(look, positions, 20)
+            fine = part.refine([look], [positions], 20)[0]
             exact = part.rescore(codec.floats(query), np.array([0, rows]), positions)
-            assert np.allclose(part.close(look, positions), exact[:, 0], rtol=1e-5, atol=1e-5)
+            assert np.allclose(part.close([look], [positions])[0], exact[:, 0], rtol=1e-5, atol=1e-5)
             scan = part.scan(codec.floats(query), np.array([0, rows]), first, last)
             answers.append((look.step, len(found), near.tolist(), fine.tolist(), exact, scan))
         (step, n, near, fine, exact, scan), other = answers
@@ -322,6 +323,29 @@ def test_threads_change_nothing(built):
         assert [built[4].search(QUERIES, 50, effort=e) for e in ("fast", "exhaustive")] == one
         single = [built[4].search(QUERIES.select([i]), 50, effort="fast")[0] for i in range(len(QUERIES))]
         assert single == one[0]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_queries_share_documents_and_nothing_else(built, monkeypatch):
+    """Each answer is what the query finds alone, wherever the work is cut; a document is read once for all of them."""
+    way = {"n_probe": 3, "n_candidates": 20}
+    read, fetch = [], cpu.scoring.fetch
+    monkeypatch.setattr(cpu, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(cpu.scoring, "fetch", lambda *a: read.extend(a[4].tolist()) or fetch(*a))
+    alone = [built[4].search(QUERIES.select([i]), 20, **way)[0] for i in range(len(QUERIES))]
+    apart = len(read)
+    read.clear()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert built[4].search(QUERIES, 20, **way) == alone
+        assert len(read) < apart and max(Counter(read).values()) == 2  # once to refine, once to score
+        monkeypatch.setattr(cpu, "PAIRS", 7)
+        torch.set_num_threads(3)
+        assert built[4].search(QUERIES, 20, **way) == alone
+        monkeypatch.setattr("index.plaid_search.BATCH", 2)
+        assert built[4].search(QUERIES, 20, **way) == alone
     finally:
         torch.set_num_threads(before)
 
