@@ -10,7 +10,8 @@ from core.names import Room
 
 room = Room(
     "models", key="model.name", what="retrievers",
-    helpers={"towers", "keys", "visual", "fusion", "mapping", "pooling", "artifacts", "originals", "multivector"},
+    helpers={"towers", "keys", "visual", "fusion", "mapping", "pooling", "artifacts", "originals", "multivector",
+             "flmr_head", "flmr_files"},
 )  # fmt: skip
 names, module, config_class = room.names, room.module, room.config_class
 
@@ -24,6 +25,8 @@ def from_pretrained(path: str | Path):
             "python -m runs.convert_checkpoint wrote."
         )
     raw = read_json(folder / "config.json", "checkpoint config")
+    if "retriever" not in raw and raw.get("model_type") == "flmr":  # its released layout says everything
+        return module("flmr").Retriever.from_pretrained(folder)
     if "retriever" not in raw:
         raise UserError(
             f"'{path}' holds a foreign checkpoint; convert it first: python -m runs.convert_checkpoint {path} OUT."

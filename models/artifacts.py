@@ -52,8 +52,9 @@ def settle_fresh(missing: list[str], fresh: list[str], where: str) -> None:
         )
 
 
-PHASES = {"train", "valid", "eval", "frozen", "fresh", "mask_policy", "visual_noise", "text_tower"}
-"""Config keys that another phase may choose anew for the same weights. All others decide what the weights mean."""
+PHASES = {"train", "valid", "eval", "frozen", "fresh", "mask_policy", "visual_noise", "text_tower", "variant"}
+"""Config keys that another phase may choose anew for the same weights. All others decide what the weights mean.
+(A variant is a set of defaults: what it stands for is compared.)"""
 
 OPEN = ("query_marker", "doc_marker", "attend_to_mask_tokens")
 """Keys whose null asks for what the text tower has, so for the checkpoint's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 EPS = 1e-12
 """BERT's layer norm."""
@@ -37,11 +37,15 @@ class Attention(nn.Module):
 
 
 class MappingLayer(nn.Module):
-    """rows [N, P, h], text [N, L, h] -> [N, P, h]. width: the feed-forward's."""
+    """rows [N, P, h], text [N, L, h] -> [N, P, h]. width, activation: the feed-forward's. eps: the layer norms'."""
 
-    def __init__(self, h: int, heads: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, h: int, heads: int, width: int, dropout: float, activation: str = "gelu", eps: float = EPS
+    ) -> None:
         super().__init__()
-        self.dropout = dropout
+        from transformers.activations import ACT2FN
+
+        self.dropout, self.activation = dropout, ACT2FN[activation]
         self.attention = Attention(h, heads, dropout)
         self.crossattention = Attention(h, heads, dropout)
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(h, width)})
@@ -50,10 +54,12 @@ class MappingLayer(nn.Module):
             if isinstance(module, nn.Linear):  # BERT's start
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.eps = eps
 
     def forward(self, rows: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         rows = self.crossattention(self.attention(rows, rows), text, mask)
-        return _add(self, gelu(self.intermediate["dense"](rows)), rows)
+        return _add(self, self.activation(self.intermediate["dense"](rows)), rows)
 
 
 def _output(width: int, h: int) -> nn.ModuleDict:

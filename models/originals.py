@@ -1,4 +1,7 @@
-"""Reading and writing the released layouts: HF ColBERT folders, and the ``.pth`` files of MIRe and Ret-XKnow."""
+"""Reading and writing the released layouts: HF ColBERT folders, and the ``.pth`` files of MIRe and Ret-XKnow.
+
+FLMR's folders have a module of their own, ``flmr_files``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from core import foreign
 from core.differences import differences
 from core.errors import UserError
 from core.files import atomic_folder, read_json, write_json
-from models import artifacts, colbert, mire, mire_preflmr, ret_xknow, visual
+from models import artifacts, colbert, flmr, mire, mire_preflmr, ret_xknow, visual
+from models.flmr_files import is_released
 from models.keys.mire import COLBERT_PREFIXES, PREFIXES, SENT_PREFIXES, to_ours, to_theirs
 from models.mapping import EPS
 from models.multivector import is_multivector, load_multivector
@@ -38,8 +42,8 @@ def load_original(path: str | Path, root: str | Path | None = None) -> colbert.C
     """A retriever from a released checkpoint.
 
     path: a ``.pth`` (or the folder that holds exactly one), with its sidecars beside it; or a folder or hub name of an
-    HF ColBERT (``artifact.metadata``) or a multi-vector model (``modules.json``). root: folder in which relative names
-    are looked up first.
+    HF ColBERT (``artifact.metadata``), a multi-vector model (``modules.json``) or FLMR. root: folder in which relative
+    names are looked up first.
     The source's ``provenance.json``, where there is one, becomes ``retriever.provenance``.
     """
     place = Path(path)
@@ -53,6 +57,8 @@ def load_original(path: str | Path, root: str | Path | None = None) -> colbert.C
     folder = found[0].parent if found else resolve(str(path), root)
     if found:
         model = load_pth(found[0], root)
+    elif is_released(_config_of(folder)):
+        model = flmr.FLMR.from_pretrained(folder)
     else:
         model = (load_multivector if is_multivector(folder) else load_colbert)(path, root)
     model.provenance = artifacts.read_provenance(folder)
@@ -65,6 +71,11 @@ def metadata(folder: Path) -> dict[str, Any]:
         return {}
     raw = read_json(folder / "artifact.metadata", "ColBERT settings")
     return raw.get("config", raw)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; empty when absent."""
+    return read_json(folder / "config.json", "checkpoint config") if (folder / "config.json").is_file() else {}
 
 
 def load_colbert(name: str | Path, root: str | Path | None = None) -> colbert.ColBERT:
@@ -306,6 +317,9 @@ def save_original(model: colbert.ColBERT, out: str | Path, facts: dict | None = 
 
     facts: go into provenance.json, beside the provenance of what the model was read from.
     """
+    if isinstance(model, flmr.FLMR):
+        model.save_pretrained(out, facts, layout="hub")
+        return Path(out)
     short = _short_name(model)
     state = artifacts.portable_state(model)
     with atomic_folder(out) as folder:

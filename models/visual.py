@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -74,7 +74,66 @@ class Question:
     mask: Tensor
 
 
-class VisualColBERT(colbert.ColBERT):
+class SeesImages:
+    """The part of a retriever that gets images: pixels and feature caches of its ``vision`` tower."""
+
+    several_images: ClassVar[bool] = False
+    """Whether a query or document may have more than one."""
+
+    config: Any
+    vision: VisionTower
+    _pixels: PixelSource | None
+
+    def pixel_source(self) -> PixelSource:
+        """Decodes and preprocesses images for the vision tower."""
+        if self._pixels is None:
+            raise UserError(
+                "this checkpoint holds no image processor; put the tower's preprocessor_config.json into "
+                "its 'vision' folder."
+            )
+        return self._pixels
+
+    def visual_spec(self, dtype: str = "float16") -> dict:
+        """Key of this model's feature cache."""
+        return {**self.vision.fingerprint(self.pixel_source().describe()), "dtype": dtype}
+
+    def visual_features(self, images: VisualBatch) -> VisualBatch:
+        """Stored features pass through, pixels go through the tower: global_ [N, v] and patches [N, P, v]."""
+        if images.pixels is None:
+            return images
+        global_, patches = self.vision(images.pixels)
+        return VisualBatch(global_=global_, patches=patches)
+
+    def _fetch(self, records: Sequence[Query | Document], visual: VisualSource | None) -> dict:
+        """``images`` and ``offsets`` of a Batch."""
+        for record in records:
+            if len(record.images) > 1 and not self.several_images:
+                raise UserError(
+                    f"'{record.id}' has {len(record.images)} images; {self.config.name} takes one, remove the others."
+                )
+        refs = [ref for r in records for ref in r.images]
+        offsets = Batch.image_offsets([len(r.images) for r in records])
+        if not refs:
+            return {"images": None, "offsets": offsets}
+        source = visual or self.pixel_source()
+        self._check_source(source)
+        return {"images": source.fetch(refs), "offsets": offsets}
+
+    def _check_source(self, source: VisualSource) -> None:
+        if source.fingerprint.get("kind") in ("pixels", "npy") or getattr(self, "_source_checked", None) is source:
+            return
+        found = source.fingerprint
+        wanted = as_stored(json.loads(json.dumps(self.visual_spec())), found)
+        different = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
+        if different:
+            raise UserError(
+                f"the feature cache was made by another tower (differing: {', '.join(different)}); "
+                "build one for this model with python -m runs.run_visual_embedder."
+            )
+        self._source_checked = source
+
+
+class VisualColBERT(SeesImages, colbert.ColBERT):
     """ColBERT with visual rows in front. One image per query or document at most. A family gives the first three."""
 
     kinds: ClassVar[tuple[str, ...]]
@@ -108,57 +167,6 @@ class VisualColBERT(colbert.ColBERT):
 
     def parts(self) -> dict[str, nn.Module]:
         return {**super().parts(), "vision": self.vision, "fusion": self.fusion}
-
-    # ---- images
-
-    def pixel_source(self) -> PixelSource:
-        """Decodes and preprocesses images for the vision tower."""
-        if self._pixels is None:
-            raise UserError(
-                "this checkpoint holds no image processor; put the tower's preprocessor_config.json into "
-                "its 'vision' folder."
-            )
-        return self._pixels
-
-    def visual_spec(self, dtype: str = "float16") -> dict:
-        """Key of this model's feature cache."""
-        return {**self.vision.fingerprint(self.pixel_source().describe()), "dtype": dtype}
-
-    def visual_features(self, images: VisualBatch) -> VisualBatch:
-        """Stored features pass through, pixels go through the tower: global_ [N, v] and patches [N, P, v]."""
-        if images.pixels is None:
-            return images
-        global_, patches = self.vision(images.pixels)
-        return VisualBatch(global_=global_, patches=patches)
-
-    def _fetch(self, records: Sequence[Query | Document], visual: VisualSource | None) -> dict:
-        counts = []
-        for record in records:
-            if len(record.images) > 1:
-                raise UserError(
-                    f"'{record.id}' has {len(record.images)} images; {self.config.name} takes one, remove the others."
-                )
-            counts.append(len(record.images))
-        refs = [r.images[0] for r in records if r.images]
-        offsets = Batch.image_offsets(counts)
-        if not refs:
-            return {"images": None, "offsets": offsets}
-        source = visual or self.pixel_source()
-        self._check_source(source)
-        return {"images": source.fetch(refs), "offsets": offsets}
-
-    def _check_source(self, source: VisualSource) -> None:
-        if source.fingerprint.get("kind") in ("pixels", "npy") or getattr(self, "_source_checked", None) is source:
-            return
-        found = source.fingerprint
-        wanted = as_stored(json.loads(json.dumps(self.visual_spec())), found)
-        different = sorted(k for k in {*wanted, *found} if wanted.get(k) != found.get(k))
-        if different:
-            raise UserError(
-                f"the feature cache was made by another tower (differing: {', '.join(different)}); "
-                "build one for this model with python -m runs.run_visual_embedder."
-            )
-        self._source_checked = source
 
     # ---- collate
 
@@ -205,7 +213,7 @@ class VisualColBERT(colbert.ColBERT):
         parts: list[tuple[str, Tensor, Tensor]] = []
         extras: dict[str, Tensor] = {}
         if batch.images is not None and set(self.kinds) & set(wanted):
-            owner = _owner(batch, text.device)
+            owner = owner_of(batch, text.device)
             rows, shown = self.visual_rows(batch.images, Question(states[owner], text[owner], mask[owner]))
             parts += [(kind, *_scatter(rows[kind], owner, len(batch))) for kind in self.kinds if kind in wanted]
             extras = shown if return_relevance else {}
@@ -214,7 +222,7 @@ class VisualColBERT(colbert.ColBERT):
             # Without an image the question is all there is, whatever rows the stage asks for.
             shown_text = counts if "text" in wanted else counts & ~has_image[:, None]
             parts.append(("text", text * shown_text.unsqueeze(-1), shown_text))
-        return _assemble(parts, extras)
+        return assemble(parts, extras)
 
     def visual_rows(self, images: VisualBatch, text: Question) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``fuse`` on features of N images, with noise while training when the config asks for it."""
@@ -235,9 +243,9 @@ class VisualColBERT(colbert.ColBERT):
         states = self.text.states(ids, mask)
         prompt = (states, self.text.project(states), mask.bool())
         rows, _ = self.visual_rows(batch.images, Question(*(t.expand(len(batch.images), *t.shape[1:]) for t in prompt)))
-        owner = _owner(batch, text.device)
+        owner = owner_of(batch, text.device)
         parts = [(kind, *_scatter(rows[kind], owner, len(batch))) for kind in self.kinds]
-        return _assemble([*parts, ("text", text, keep)], {})
+        return assemble([*parts, ("text", text, keep)], {})
 
     def prompt(self) -> tuple[Tensor, Tensor]:
         """ids and mask [1, L] of the image prompt, tokenised as a query without padding."""
@@ -277,7 +285,7 @@ class VisualColBERT(colbert.ColBERT):
         return {**super().tower_folders(), "vision": (self.vision.trunk.config, keepers)}
 
 
-def _owner(batch: Batch, device: torch.device) -> Tensor:
+def owner_of(batch: Batch, device: torch.device) -> Tensor:
     """[N] int64: the item that each image belongs to."""
     return torch.repeat_interleave(torch.arange(len(batch), device=device), batch.image_counts)
 
@@ -290,7 +298,7 @@ def _scatter(rows: Tensor, owner: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     return out, mask
 
 
-def _assemble(parts: list[tuple[str, Tensor, Tensor]], extras: dict) -> TokenBatch:
+def assemble(parts: list[tuple[str, Tensor, Tensor]], extras: dict) -> TokenBatch:
     kinds = tuple(kind for kind, rows, _ in parts for _ in range(rows.shape[1]))
     source = torch.cat([torch.arange(rows.shape[1]) for _, rows, _ in parts])
     embeddings = normalize(torch.cat([rows for _, rows, _ in parts], 1), dim=-1)

@@ -48,8 +48,8 @@ def encode_all(model, tmp_path) -> tuple[TokenBatch, TokenBatch]:
 
 
 def test_families_are_found():
-    assert {"colbert", "mire", "ret_xknow", "mire_preflmr"} <= set(NAMES)
-    assert not {"visual", "fusion", "mapping"} & set(NAMES)
+    assert {"colbert", "mire", "ret_xknow", "mire_preflmr", "flmr"} <= set(NAMES)
+    assert not {"visual", "fusion", "mapping", "flmr_head", "flmr_files"} & set(NAMES)
 
 
 def test_shapes_masks_and_unit_rows(model, tmp_path):

@@ -63,6 +63,11 @@ def vision_tower(folder: Path, seed: int = 0, side: int = 3) -> Path:
 
 VARIANTS = {
     "mire": [{}, {"mask_policy": "train"}, {"mask_policy": "clean"}, {"residual": True}],
+    "mire_plus": [
+        {"mask_policy": "clean"},
+        {"weighting": "kind", "layout": 2},
+        {"weighting": "question", "registers": 3, "mask_policy": "clean"},
+    ],
     "ret_xknow": [
         {},
         {"kernel_size": 3, "mask_policy": "clean"},
@@ -70,6 +75,12 @@ VARIANTS = {
         {"cells": "best", "mask_policy": "train"},
     ],
     "mire_preflmr": [{}, {"mask_policy": "train"}, {"mask_policy": "clean"}],
+    "flmr": [
+        {},
+        {"variant": "preflmr"},
+        {"variant": "preflmr", "separate_text": False, "attend_to_mask_tokens": True},
+        {"instruction_separator": ":", "skip_query_ids": [7]},
+    ],
 }
 """Config values that change what a family computes; the contract holds for each. A family not named has its default."""
 

@@ -1,0 +1,485 @@
+"""FLMR and PreFLMR beyond the golden numbers: the released layout in all its spellings, images, masks, bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from compat.flmr_model import FLMRModelForRetrieval
+from core.config import check
+from core.errors import UserError
+from core.records import Document, ImageRef, Query
+from models import artifacts, flmr_files, originals
+from models.flmr import FLMR, Config
+from models.keys import flmr as keys
+from models.towers.folders import read_weights
+from tests import tiny
+
+GOLDEN = Path(__file__).parent / "golden"
+HUB = GOLDEN / "preflmr" / "hub_layout" / "checkpoint"
+SHARDED = GOLDEN / "preflmr" / "sharded_and_name_variants" / "checkpoint"
+FOLDERS = [HUB, SHARDED, *(GOLDEN / "flmr" / n / "checkpoint" for n in ("rois_shared_encoders", "colbert_text_only"))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A released PreFLMR folder that a test may spoil."""
+    return shutil.copytree(HUB, tmp_path / "released")
+
+
+def variant(tmp_path, **changes):
+    return tiny.retriever("flmr", tmp_path / "towers", **{"variant": "preflmr", **changes})
+
+
+def same_vectors(a, b, tmp_path) -> bool:
+    with torch.no_grad():
+        pairs = [
+            [m.encode_queries(m.collate_queries(tiny.queries(tmp_path))) for m in (a, b)],
+            [m.encode_documents(m.collate_documents(tiny.documents())) for m in (a, b)],
+        ]
+    return all(torch.equal(x.embeddings, y.embeddings) and torch.equal(x.mask, y.mask) for x, y in pairs)
+
+
+# ---- the published models
+
+TEXT = {"architectures": ["BertForMaskedLM"], "gradient_checkpointing": False, "use_cache": True}
+PRE = {
+    "separate_query_and_context_text_encoder": True, "use_transformer_mapping_network": True,
+    "transformer_mapping_config_base": "bert-base-uncased", "transformer_mapping_num_hidden_layers": 1,
+    "mask_instruction_token": ":",
+}  # fmt: skip
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+         "patch_size": 14, "projection_dim": 768}  # fmt: skip
+GIANT = {"hidden_act": "gelu", "hidden_size": 1664, "intermediate_size": 8192, "num_attention_heads": 16,
+         "num_hidden_layers": 48, "patch_size": 14, "projection_dim": 1280}  # fmt: skip
+PUBLISHED = {  # name: (config.json without what is the default, parameters, tensors on disk)
+    "FLMR": ({"text_config": {**TEXT, "vocab_size": 30531}, "vision_config": {"dropout": 0.0}}, 207_011_072, 403),
+    "PreFLMR_ViT-B": ({**PRE, "text_config": TEXT, "vision_config": {"dropout": 0.0}}, 326_725_504, 633),
+    "PreFLMR_ViT-L": ({**PRE, "text_config": TEXT, "vision_config": LARGE}, 543_170_176, 825),
+    "PreFLMR_ViT-G": ({**PRE, "text_config": TEXT, "vision_config": GIANT}, 2_084_569_984, 1209),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_exactly_their_parameters(name):
+    raw, parameters, tensors = PUBLISHED[name]
+    words, settings = flmr_files.read_tokenizers(HUB)
+    with torch.device("meta"):
+        model = flmr_files.skeleton(FLMR, {"model_type": "flmr", **raw}, Path("nowhere"), words, settings)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    stored = [artifacts.portable_name(model, n) for n in model.state_dict()]
+    config = model.config
+    names = {keys.to_hub(n, config.separate_text, config.separate_vision)[0] for n in stored}
+    assert len(names) == len(stored) == tensors
+    if name != "FLMR":
+        assert {n.split(".")[0] for n in names} == {
+            "context_text_encoder", "query_text_encoder", "context_text_encoder_linear", "query_text_encoder_linear",
+            "query_vision_encoder", "query_vision_projection", "transformer_mapping_input_linear",
+            "transformer_mapping_network", "transformer_mapping_output_linear",
+        }  # fmt: skip
+
+
+# ---- the released layout
+
+
+def settled(raw: dict, text_maxlen: int) -> dict:
+    """A config.json with the defaults filled in and without what says nothing about the model."""
+    full = {k: raw.get(k, v) for k, v in flmr_files.TOP.items()}
+    text = {"query_maxlen": text_maxlen, **flmr_files.TEXT, **raw["text_config"]}
+    full["text_config"] = {k: text[k] for k in (*flmr_files.TEXT, "query_maxlen")}
+    full["vision_config"] = {k: {**flmr_files.VISION, **raw["vision_config"]}[k] for k in flmr_files.VISION}
+    if not full["use_vision_encoder"]:
+        for key in ("mapping_network_prefix_length", "query_concat_output_from_vision_encoder"):
+            full.pop(key)
+    return full
+
+
+@pytest.mark.parametrize("source", FOLDERS, ids=lambda p: p.parent.name)
+def test_written_back_the_folder_says_the_same(source, tmp_path):
+    model = FLMR.from_pretrained(source)
+    model.save_pretrained(tmp_path / "out", {"by": "test"}, layout="hub")
+    before, after = read_weights(source), read_weights(tmp_path / "out")
+    assert sorted(before) == sorted(after) and all(torch.equal(before[n], after[n]) for n in before)
+    raws = [json.loads((p / "config.json").read_text()) for p in (source, tmp_path / "out")]
+    length = model.config.eval.query_maxlen
+    assert settled(raws[0], length) == settled(raws[1], length)
+    for side in ("query", "context"):
+        files = [p / f"{side}_tokenizer" for p in (source, tmp_path / "out")]
+        words = [(f / "vocab.txt").read_text().split("\n") for f in files]
+        assert [w for w in words[0] if w] == [w for w in words[1] if w]
+        said = [json.loads((f / "tokenizer_config.json").read_text()) for f in files]
+        for key in said[1]:
+            assert said[0].get(key) == said[1][key] or key == "model_max_length", key
+    again = FLMR.from_pretrained(tmp_path / "out")
+    assert again.config.model_copy(update={"text_tower": ""}) == model.config.model_copy(update={"text_tower": ""})
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+    assert again.provenance["by"] == "test"
+
+
+def test_large_files_are_split(tmp_path):
+    model = FLMR.from_pretrained(HUB)
+    flmr_files.save(model, tmp_path / "out", shard_bytes=200_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    assert len(files) >= 3 and sorted({*index["weight_map"].values()}) == files
+    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in model.state_dict().values())
+    again = FLMR.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def renamed(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({new: t.clone() for n, t in tensors.items() for new in change(n)}, folder / "model.safetensors")
+
+
+SPELLINGS = {
+    "one vision level": lambda n: [n.replace("vision_model.vision_model.", "vision_model.")],
+    "text_model": lambda n: [n.replace("bert_model", "text_model")],
+    "mixed": lambda n: [n.replace("context_text_encoder.bert_model", "context_text_encoder.text_model")],
+    "shared under context": lambda n: [n.replace("query_vision_", "context_vision_")],
+    "both copies": lambda n: [n, n.replace("query_vision_", "context_vision_")] if "query_vision_" in n else [n],
+    "buffers": lambda n: [n, n.replace("word_embeddings.weight", "position_ids")] if "word_embeddings" in n else [n],
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_of_the_names_loads(spelling, folder):
+    before = FLMR.from_pretrained(folder).state_dict()
+    names = sorted(load_file(folder / "model.safetensors"))
+    renamed(folder, SPELLINGS[spelling])
+    assert sorted(load_file(folder / "model.safetensors")) != names
+    after = FLMR.from_pretrained(folder).state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_weights_that_do_not_fit_are_one_sentence(folder):
+    tensors = load_file(folder / "model.safetensors")
+    lost = "query_vision_encoder.vision_model.vision_model.pre_layrnorm.weight"
+
+    def loading(changed: dict, match: str) -> None:
+        save_file({n: t.clone() for n, t in changed.items()}, folder / "model.safetensors")
+        with pytest.raises(UserError, match=match):
+            FLMR.from_pretrained(folder)
+
+    loading({n: t for n, t in tensors.items() if n != lost}, r"1 missing \['vision.trunk.*pre_layrnorm.weight'\]")
+    loading({**tensors, "query_text_encoder.head.weight": tensors[lost]}, "1 not understood .*head.weight")
+    loading({**tensors, lost.replace("query_", "context_"): tensors[lost] + 1}, "two versions of one weight")
+    loading({**tensors, lost: tensors[lost][:3]}, "pre_layrnorm.weight' is")
+
+
+def test_folders_that_lack_something_are_one_sentence(folder):
+    shutil.move(folder / "context_tokenizer", folder / "elsewhere")
+    with pytest.raises(UserError, match=r"has no context_tokenizer/vocab\.txt.*copy them"):
+        FLMR.from_pretrained(folder)
+    shutil.move(folder / "elsewhere", folder / "context_tokenizer")
+    words = (folder / "context_tokenizer" / "vocab.txt").read_text()
+    (folder / "context_tokenizer" / "vocab.txt").write_text(words + "more\n")
+    with pytest.raises(UserError, match=r"vocabularies of the two tokenizer folders .* differ"):
+        FLMR.from_pretrained(folder)
+    (folder / "context_tokenizer" / "vocab.txt").write_text(words)
+    raw = json.loads((folder / "config.json").read_text())
+    for change, match in [
+        ({"text_config": {**raw["text_config"], "text_encoder_base_model": "xlm-roberta-base"}}, "'xlm-roberta-base'"),
+        ({"query_concat_output_from_vision_encoder": False, "query_concat_output_from_text_encoder": False}, "both"),
+        ({"transformer_mapping_config_base": "bert-base-uncased"}, "is 768 wide, the text encoder 24"),
+    ]:
+        (folder / "config.json").write_text(json.dumps({**raw, **change}))
+        with pytest.raises(UserError, match=match):
+            FLMR.from_pretrained(folder)
+
+
+def test_the_mapping_network_follows_its_own_config(folder):
+    """Heads, activation and eps cannot be read off the weights."""
+    path = folder / "mapping_config" / "config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "num_attention_heads": 2, "hidden_act": "relu", "layer_norm_eps": 1e-3}))
+    model, plain = FLMR.from_pretrained(folder), FLMR.from_pretrained(HUB)
+    layer = model.fusion.mapping["layer"][0]
+    assert layer.attention.heads == 2 and {m.eps for m in layer.modules() if hasattr(m, "eps")} == {1e-3}
+    assert torch.equal(layer.activation(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
+    patches, states = torch.randn(1, 5, 32), torch.randn(1, 6, 24)
+    assert not torch.allclose(model.fusion.mapped_rows(patches, states), plain.fusion.mapped_rows(patches, states))
+    model.save_pretrained(folder.parent / "out", layout="hub")
+    assert FLMR.from_pretrained(folder.parent / "out").config.mapping == model.config.mapping
+
+
+def test_separate_vision_encoders(tmp_path):
+    model = variant(tmp_path, separate_vision=True)
+    with torch.no_grad():
+        for p in model.document_vision.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    model.save_pretrained(tmp_path / "hub", layout="hub")
+    model.save_pretrained(tmp_path / "own")
+    sides = {n.split(".")[0] for n in load_file(tmp_path / "hub" / "model.safetensors")}
+    assert {f"{s}_vision_{part}" for s in ("query", "context") for part in ("encoder", "projection")} <= sides
+    documents = tiny.mixed_documents(tmp_path)
+    with torch.no_grad():
+        wanted = model.encode_documents(model.collate_documents(documents)).embeddings
+        for name in ("hub", "own"):
+            again = models.from_pretrained(tmp_path / name)
+            assert again.config.separate_vision and same_vectors(model, again, tmp_path)
+            assert torch.equal(again.encode_documents(again.collate_documents(documents)).embeddings, wanted)
+        model.document_vision.load_state_dict(model.vision.state_dict())
+        assert not torch.allclose(model.encode_documents(model.collate_documents(documents)).embeddings, wanted)
+
+
+@pytest.mark.parametrize("name", ["flmr", "preflmr"])
+def test_layouts_convert_into_each_other(name, tmp_path):
+    model = variant(tmp_path, variant=name)
+    originals.save_original(model, tmp_path / "hub")
+    there = originals.load_original(tmp_path / "hub")
+    there.save_pretrained(tmp_path / "own")
+    back = models.from_pretrained(tmp_path / "own")
+    assert type(back) is FLMR and back.config.variant == name and same_vectors(model, back, tmp_path)
+
+
+def test_what_the_released_layout_cannot_say(tmp_path):
+    vision = {"tower": str(tiny.vision_tower(tmp_path / "v")), "grid": 1}
+    for changes, match in [({"query_marker": "fish"}, "other markers"), ({"vision": vision}, "other layers or a grid")]:
+        with pytest.raises(UserError, match=match):
+            variant(tmp_path, **changes).save_pretrained(tmp_path / "hub", layout="hub")
+    assert not (tmp_path / "hub").exists()
+
+
+# ---- config
+
+
+def test_a_variant_sets_what_is_not_said():
+    plain, pre = check(Config, {}, "model"), check(Config, {"variant": "preflmr"}, "model")
+    assert (plain.separate_text, plain.mapping, plain.instruction_separator) == (False, None, None)
+    assert pre.separate_text and pre.mapping.layers == 1 and pre.instruction_separator == ":"
+    mixed = check(Config, {"variant": "preflmr", "separate_text": False, "mapping": None}, "model")
+    assert not mixed.separate_text and mixed.mapping is None and mixed.instruction_separator == ":"
+    with pytest.raises(UserError, match="vision is null, so mapping must be null"):
+        check(Config, {"variant": "preflmr", "vision": None}, "model")
+    with pytest.raises(UserError, match=r"rows \['mapped'\] leave nothing"):
+        check(Config, {"train": {"rows": ["mapped"]}}, "model")
+
+
+def test_without_vision_it_is_colbert(tmp_path):
+    model = variant(tmp_path, variant="flmr", vision=None)
+    other = tiny.retriever("colbert", tmp_path / "towers")
+    asked = tiny.queries(tmp_path, images=False)
+    with torch.no_grad():
+        pairs = [m.encode_queries(m.collate_queries(asked)).embeddings for m in (model, other)]
+    assert torch.equal(*pairs) and model.identity() == other.identity()
+    with pytest.raises(UserError, match="reads text only"):
+        model.collate_queries(tiny.queries(tmp_path))
+
+
+# ---- masks
+
+
+def test_rows_of_the_instruction_are_zero(tmp_path, capsys):
+    model = variant(tmp_path)
+    asked = [
+        Query("a", "what: is the climate", instruction="describe the image"),
+        Query("b", "what is the climate", instruction="describe :"),
+        Query("c", "describe the image: what is it"),
+        Query("d", "what is it"),
+        Query("e", "fish", instruction=" ".join(["river"] * 20)),
+    ]
+    with torch.no_grad():
+        found = model.encode_queries(model.collate_queries(asked))
+    # [CLS] and marker, then the instruction up to the separator
+    assert [(~m).nonzero().flatten().tolist() for m in found.mask] == [[2, 3, 4, 5], [2, 3], [2, 3, 4, 5], [], []]
+    assert bool((found.embeddings[~found.mask] == 0).all())
+    told = capsys.readouterr().err
+    assert told.count("warning") == 1 and "query 'd' has no instruction that ends in ':'" in told
+
+
+def test_an_instruction_that_is_cut_off_is_told(tmp_path, capsys):
+    model = variant(tmp_path)
+    model.collate_queries([Query("long", "fish", instruction=" ".join(["river"] * 20))])
+    assert "query 'long' has no ':' within 12 tokens" in capsys.readouterr().err
+
+
+def test_a_separator_must_be_one_entry(tmp_path):
+    with pytest.raises(UserError, match=r"instruction_separator 'fish fox' is not one entry"):
+        variant(tmp_path, instruction_separator="fish fox")
+
+
+def test_patches_see_each_other_in_both_directions(tmp_path):
+    model = variant(tmp_path)
+    patches, states = torch.randn(1, 9, 24), torch.randn(1, 12, 32)
+    with torch.no_grad():
+        rows = model.fusion.mapped_rows(patches, states)
+        for moved in (0, 8):
+            other = patches.clone()
+            other[:, moved] += 1
+            assert (model.fusion.mapped_rows(other, states) - rows).abs().amax(-1).min() > 1e-5
+        beyond = torch.cat([states, torch.randn(1, 40, 32)], 1)
+        first = model.fusion.mapped_rows(patches, beyond[:, :32])
+        assert torch.equal(model.fusion.mapped_rows(patches, beyond), first)
+        assert not torch.allclose(first, rows, atol=1e-6)
+
+
+# ---- images
+
+
+@pytest.mark.parametrize("name", ["flmr", "preflmr"])
+def test_several_images_per_query(name, tmp_path):
+    """Regions are boxes. Rows of an item are those that its images have alone, image by image."""
+    model = variant(tmp_path, variant=name)
+    whole = tiny.image(tmp_path, "whole.png", (10, 120, 200))
+    region = ImageRef("whole.png", path=whole.path, box=(5, 5, 30, 25))
+    asked = [Query(n, "what is it", refs) for n, refs in [("0", ()), ("2", (whole, region)), ("1", (region,))]]
+    with torch.no_grad():
+        found = model.encode_queries(model.collate_queries(asked))
+        alone = [
+            model.encode_queries(model.collate_queries([Query("x", "what is it", (ref,))])) for ref in (whole, region)
+        ]
+    each = {"global": 3} | ({"mapped": 9} if name == "preflmr" else {})
+    assert {k: found.rows.kind.count(k) for k in each} == {k: 2 * n for k, n in each.items()}
+    assert found.mask.sum(1).tolist() == [12 + n * sum(each.values()) for n in (0, 2, 1)]
+    for kind, n in each.items():
+        rows = found.embeddings[:, found.rows.select(kind)]
+        wanted = [a.embeddings[0, a.rows.select(kind)] for a in alone]
+        torch.testing.assert_close(rows[1], torch.cat(wanted), atol=1e-5, rtol=0)
+        torch.testing.assert_close(rows[2, :n], wanted[1], atol=1e-5, rtol=0)
+        assert bool((rows[0] == 0).all()) and bool((rows[2, n:] == 0).all())
+
+
+def test_images_of_documents(tmp_path):
+    model = variant(tmp_path)
+    pictures = tuple(tiny.image(tmp_path, f"{i}.png", (90 * i, 10, 60)) for i in range(2))
+    records = [Document("two", "the climate", pictures), Document("none", "fish"), Document("image", "", pictures[:1])]
+    with torch.no_grad():
+        found = model.encode_documents(model.collate_documents(records))
+        text = model.encode_documents(model.collate_documents([Document("t", "the climate")]))
+    assert found.rows.kind[:6] == ("global",) * 6 and set(found.rows.kind[6:]) == {"text"}
+    assert found.mask[:, :6].sum(1).tolist() == [6, 0, 3] and found.mask[2, 6:].sum() == 0
+    torch.testing.assert_close(found.unpad()[0][6:], text.unpad()[0], atol=1e-5, rtol=0)
+    told = variant(tmp_path, eval={"query_maxlen": 12, "doc_maxlen": 24, "document_rows": ["text"]})
+    with pytest.raises(UserError, match=r"'two' has an image.*document_rows: \[global, text\]"):
+        told.collate_documents(records)
+
+
+def test_image_documents_have_an_identity_of_their_own(tmp_path):
+    model = variant(tmp_path)
+    plain, seen = model.identity(), model.identity(images=True)
+    with torch.no_grad():
+        model.fusion.projection[0].weight.mul_(1.1)
+        assert model.identity() == plain and model.identity(images=True) != seen
+        seen = model.identity(images=True)
+        model.fusion.mapping_input.weight.mul_(1.1)  # queries' alone
+        model.query_text.linear.weight.mul_(1.1)
+    assert model.identity(images=True) == seen
+
+
+def test_a_trainable_tower_gets_a_gradient_everywhere_but_in_its_last_norm(tmp_path):
+    model = variant(tmp_path, frozen=[])
+    model.encode_queries(model.collate_queries(tiny.queries(tmp_path))).embeddings[..., 0].sum().backward()
+    without = [n for n, p in model.vision.named_parameters() if p.grad is None]
+    assert without and all("post_layernorm" in n for n in without)
+    assert all(p.requires_grad == (n not in without) for n, p in model.vision.named_parameters())
+
+
+def test_stored_features_are_refused_where_they_would_be_wrong(tmp_path):
+    class Stored:
+        fingerprint = {"kind": "visual"}
+
+    with pytest.raises(UserError, match="the vision tower trains"):
+        model = variant(tmp_path, frozen=[])
+        model.stage = "train"
+        model.collate_queries(tiny.queries(tmp_path), Stored())
+    with pytest.raises(UserError, match="documents have a tower of their own"):
+        variant(tmp_path, separate_vision=True).collate_documents(tiny.mixed_documents(tmp_path), Stored())
+
+
+# ---- the original's methods, where it crashes
+
+
+@pytest.fixture
+def original():
+    return FLMRModelForRetrieval.from_pretrained(HUB)
+
+
+def inputs(model, texts, images=2):
+    ids, mask = model.tokenize("query", texts)
+    torch.manual_seed(0)
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.randn(len(texts), images, 3, 24, 24)}
+
+
+def test_what_is_not_given_is_left_out(original):
+    given = inputs(original, ["describe it: a bird", "what: a fish"])
+    pixels = given.pop("pixel_values")
+    with torch.no_grad():
+        text = original.query(**given)
+        assert text.late_interaction_output.shape == (2, 32, 16)
+        image = original.query(pixel_values=pixels)
+        assert image.late_interaction_output.shape == (2, 2 * (6 + 16), 16)
+        empty = original.query(**inputs(original, ["", ""]), concat_output_from_text_encoder=False)
+    assert torch.allclose(image.late_interaction_output, empty.late_interaction_output, atol=1e-6)
+
+
+def test_features_stand_for_pixels(original):
+    given = inputs(original, ["describe it: a bird", "what: a fish"])
+    with torch.no_grad():
+        wanted = original.query(**given).late_interaction_output
+        cls, patches = original.vision(given.pop("pixel_values").flatten(0, 1))
+        features = torch.cat([cls[:, None], patches], 1).unflatten(0, (2, 2))
+        both = original.query(**given, image_features=features).late_interaction_output
+        single = original.query(**given, image_features=features[:, 0]).late_interaction_output
+    torch.testing.assert_close(both, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(single[:, 32:38], wanted[:, 32:38], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match=r"image_features is \(2, 32\).*CLS, then patches"):
+        original.query(**given, image_features=features[:, 0, 0])
+
+
+def test_documents_as_a_list(original):
+    ids, mask = original.tokenize("document", ["the bird, a fish.", "fish"])
+    with torch.no_grad():
+        padded, listed = original.doc(ids, mask), original.doc(ids, mask, keep_dims=False, return_mask=False)
+    assert listed.context_mask is None
+    assert [len(r) for r in listed.late_interaction_output] == padded.context_mask.sum((1, 2)).tolist()
+    packed = torch.cat(listed.late_interaction_output)
+    assert torch.equal(packed, padded.late_interaction_output[padded.context_mask[..., 0]])
+
+
+def test_gathering_without_a_process_group(original):
+    given = {f"query_{k}": v for k, v in inputs(original, ["describe it: a bird", "what: a fish"]).items()}
+    ids, mask = original.tokenize("document", ["the bird", "fish", "fish and chips", "river"])
+    for in_batch in (True, False):
+        pair = [
+            original(
+                **given, context_input_ids=ids, context_attention_mask=mask, use_in_batch_negatives=in_batch,
+                in_batch_negatives_from_all_gpus=gather,
+            )
+            for gather in (True, False)
+        ]  # fmt: skip
+        assert torch.equal(pair[0].loss, pair[1].loss) and torch.equal(pair[0].scores, pair[1].scores)
+
+
+def test_bad_calls_are_one_sentence(original):
+    given = inputs(original, ["describe it: a bird", "what: a fish"])
+    text = {k: given[k] for k in ("input_ids", "attention_mask")}
+    pixels, on = given["pixel_values"], [True, True]
+    for call, match in [
+        ({**text, "pixel_values": pixels[:1]}, "images for 1 and texts for 2"),
+        ({**text, "pixel_values": torch.randn(2, 3, 32, 32)}, "32 x 32 pixels.*wants 24 x 24"),
+        ({**text, "pixel_values": pixels[0, 0]}, r"pixel_values is \(3, 24, 24\)"),
+        ({**given, "image_features": pixels}, "both given"),
+        ({**text, "concat_output_from_vision_encoder": True}, "no image is given"),
+        ({"pixel_values": pixels, "concat_output_from_text_encoder": True}, "no text is given"),
+        ({**given, "concat_output_from_vision_encoder": on}, "two lists of 2 bools"),
+        ({**given, "concat_output_from_vision_encoder": on, "concat_output_from_text_encoder": [True]}, "two lists"),
+        ({**text, "concat_output_from_text_encoder": False}, "neither text nor image"),
+        ({"input_ids": text["input_ids"]}, "attention_mask is missing"),
+        ({}, "needs input_ids or an image"),
+        ({**text, "output_attentions": True}, "are not kept"),
+    ]:
+        with pytest.raises(UserError, match=match):
+            original.query(**call)
+    with pytest.raises(UserError, match="2 documents do not make 2 for each of 2 queries"):
+        original(**{f"query_{k}": v for k, v in given.items()}, context_input_ids=text["input_ids"],
+                 context_attention_mask=text["attention_mask"])  # fmt: skip
+    colbert = FLMRModelForRetrieval.from_pretrained(FOLDERS[-1])
+    with pytest.raises(UserError, match="reads text only"):
+        colbert.query(**text, pixel_values=pixels)
