@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import torch
 
@@ -11,7 +12,9 @@ from core.errors import UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" takes CUDA, then MPS, then CPU. A named device that is absent is an error."""
+    """ "auto" takes CUDA, then MPS, then CPU. A named device that is absent or unknown is an error."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise UserError(f"device '{name}' is unknown; use auto, cpu, mps, cuda or one GPU such as cuda:0.")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", distributed.local_rank())
@@ -22,6 +25,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UserError("device 'mps' is not available here; use device=cpu or device=auto.")
     if name == "cuda":
         return torch.device("cuda", distributed.local_rank())
+    if name.startswith("cuda") and torch.device(name).index >= torch.cuda.device_count():
+        raise UserError(f"device '{name}' is not here, this machine has {torch.cuda.device_count()} GPUs; use cuda:0.")
     return torch.device(name)
 
 

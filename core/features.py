@@ -7,7 +7,6 @@ Several processes share the images: each takes every world-th stretch of them an
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,22 +38,13 @@ class Looked:
 @dataclass
 class Tally:
     encoded: int = 0
+    replaced: int = 0  # images that were stored with other content
     bad: list[dict] = field(default_factory=list)  # {"id", "reason"} of images left out
 
 
 def share(refs: Sequence[ImageRef], rank: int, world: int) -> list[ImageRef]:
     """This process's images: stretches, because neighbours are often duplicates and lie together on the disk."""
     return [ref for i, ref in enumerate(refs) if i // COMMIT_IMAGES % world == rank]
-
-
-def stamp_of(ref: ImageRef) -> str | None:
-    """Size and time of the file the image stands in; None for bytes in memory, and for a file that is not there."""
-    try:
-        found = os.stat(ref.path or ref.tsv[0]) if ref.data is None else None
-    except OSError:
-        return None  # reading it says what is wrong
-    where = "" if ref.tsv is None else f"-{ref.tsv[1]}"
-    return None if found is None else f"{found.st_size}-{found.st_mtime_ns}{where}"
 
 
 def fill(
@@ -73,6 +63,13 @@ def fill(
     """
     tally, names, batch = Tally(), {}, []  # names: digest -> (key, stamp) of every image in flight with this content
     launched: list[tuple[list[str], torch.Tensor]] = []
+
+    def accept(ref: ImageRef, seen: Looked) -> None:
+        if seen.digest in names:
+            names[seen.digest].append((ref.key, seen.stamp))
+        elif not writer.link(ref.key, seen.digest, seen.stamp):  # known: another name, or a new stamp
+            names[seen.digest] = [(ref.key, seen.stamp)]
+            batch.append((seen.digest, seen.pixels))
 
     def launch() -> None:
         """The tower begins with the batch; meanwhile the one before is written."""
@@ -110,11 +107,9 @@ def fill(
                     tally.bad.append({"id": ref.id, "reason": str(seen.error)})
                 elif seen.digest is None or unchanged(writer, ref, seen):
                     continue
-                elif seen.digest in names:
-                    names[seen.digest].append((ref.key, seen.stamp))
-                elif not writer.link(ref.key, seen.digest, seen.stamp):  # known: another name, or a new stamp
-                    names[seen.digest] = [(ref.key, seen.stamp)]
-                    batch.append((seen.digest, seen.pixels))
+                else:
+                    tally.replaced += writer.digests.get(ref.key, seen.digest) != seen.digest
+                    accept(ref, seen)
                 if len(batch) >= size:
                     launch()
                     write(keep=1)

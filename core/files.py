@@ -125,6 +125,14 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise UserError(f"{what} '{path}' is not valid JSON ({error}); write it again.") from None
 
 
+def read_object(path: str | Path, what: str = "file") -> dict[str, Any]:
+    """Read a JSON object; anything else in the file is one clear sentence too."""
+    found = read_json(path, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{what} '{path}' holds a {type(found).__name__}, not an object of keys; write it again.")
+    return found
+
+
 def sha256(path: str | Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as handle:

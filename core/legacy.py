@@ -51,6 +51,9 @@ BLOCKS = {"vid2r", "vl_ict", "okvqa", "okvqa_gs", "remuq", "m2kr", "aokvqa", "in
 BLOCK_OF = {"okvqa_gs": "okvqa", "evqa": "m2kr", "infoseek": "m2kr", "oven": "m2kr"}
 """dataset_name -> the block it reads when there is none of its own name."""
 
+INFERENCE = {"query_maxlen": 64, "doc_maxlen": 384}
+"""Lengths of every index, evaluation and demo of the originals."""
+
 PUBLISHED = {"train.gather": False, "train.clip": None, "train.false_negatives": "keep"}
 """What the originals did without a key for it, where our default is another."""
 
@@ -149,19 +152,25 @@ def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
+def training_lengths(family: str, pretraining: bool) -> dict[str, int]:
+    """Lengths of a training batch. Ret-XKnow has ColBERTv2's throughout."""
+    if pretraining and family != "ret_xknow":
+        return {"query_maxlen": 40, "doc_maxlen": 400}
+    return {"query_maxlen": 32, "doc_maxlen": 180}
+
+
 def _phase(out: dict, short: str, pretraining: bool, frozen: bool) -> None:
     """Rows, lengths, temperatures, precision and schedule, which the originals had in their code."""
     name = FAMILIES[short]
     rows = VISUAL_ROWS[name] if pretraining else [*VISUAL_ROWS[name], "text"]
-    long = pretraining and short != "xknow"
-    lengths = {"query_maxlen": 40, "doc_maxlen": 400} if long else {"query_maxlen": 32, "doc_maxlen": 180}
+    lengths = training_lengths(name, pretraining)
     temperature = {"train": 1.0, "valid": 1.0}
     if name == "mire":
         temperature = {"train": 0.3, "valid": 0.3} if pretraining else {"train": 0.8, "valid": 1.0}
     _put(out, "model.name", name)
     for stage, value in temperature.items():
         _put(out, f"model.{stage}", {**lengths, "rows": rows, "temperature": value})
-    _put(out, "model.eval", {"query_maxlen": 64, "doc_maxlen": 384, "mask_punctuation": False})
+    _put(out, "model.eval", {**INFERENCE, "mask_punctuation": False})
     _put(out, "model.frozen", ["vision", "text", "linear"] if frozen else ["vision"])
     if short == "sent_mire":
         _put(out, "train.precision", "bf16")

@@ -67,7 +67,12 @@ class Retriever(Protocol):
 
 @runtime_checkable
 class RetrievalDataset(Protocol):
-    """What is asked and what can answer. A module ``dataset/<name>.py`` exposes ``Config`` and ``build(config)``."""
+    """What is asked and what can answer. A module ``dataset/<name>.py`` exposes ``Config`` and ``build(config)``.
+
+    Two methods are a data set's choice: ``corpus_of(split)``, where splits are judged on passages of their own (then
+    ``corpus()`` is the test splits'), and ``judge(query, document) -> bool``, whether a passage holds an answer, which
+    PseudoRecall@k needs.
+    """
 
     train_split: str  # its examples are drawn
     valid_split: str  # validates while training

@@ -47,19 +47,52 @@ class VisualSource(Protocol):
     def fetch(self, refs: Sequence[ImageRef]) -> VisualBatch: ...
 
 
+def stamp_of(ref: ImageRef) -> str | None:
+    """Size and time of the file the image stands in; None for bytes in memory, and for a file that is not there."""
+    try:
+        found = os.stat(ref.path or ref.tsv[0]) if ref.data is None else None
+    except OSError:
+        return None  # reading it says what is wrong
+    where = "" if ref.tsv is None else f"-{ref.tsv[1]}"
+    return None if found is None else f"{found.st_size}-{found.st_mtime_ns}{where}"
+
+
 class StoredVisual:
     """A VisualSource over a feature store whose items are [1 + P, v]: row 0 global, the others patches."""
 
     def __init__(self, store) -> None:
         self.store = store
         self.fingerprint = store.spec
+        self._checked: set[int] = set()  # hashes of keys and places whose file was looked at
 
     def fetch(self, refs: Sequence[ImageRef]) -> VisualBatch:
         items = self.store.get([ref.key for ref in refs])
         if not items:
             raise UserError("no images were asked for; give at least one ImageRef.")
+        for ref in refs:
+            name = hash((ref.key, ref.path or str(ref.tsv)))
+            if name not in self._checked:
+                self._check(ref)
+                self._checked.add(name)
         stacked = torch.stack([torch.from_numpy(x) for x in items]).float()
         return VisualBatch(global_=stacked[:, 0], patches=stacked[:, 1:])
+
+    def _check(self, ref: ImageRef) -> None:
+        """Two data sets can use one file name. Of an image file that is here the size must be the stored one's.
+
+        Not its time, which copying changes; and a file that is not here says nothing (features may travel alone).
+        """
+        stored, found = self.store.stamps[ref.key], stamp_of(ref)
+        if stored is None or found is None:
+            return
+        was, now = (stamp.split("-")[0] for stamp in (stored, found))
+        if was != now:
+            raise UserError(
+                f"the features of image '{ref.id}' in '{self.store.path}' are of another file: it had {was} bytes, "
+                f"'{ref.path or ref.tsv[0]}' has {now}; run python -m runs.run_visual_embedder for this data set "
+                "again, and if another data set with the same file names uses this cache, give each its own "
+                "visual.cache."
+            )
 
 
 HOW = ("dtype", "precision", "draft")

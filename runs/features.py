@@ -18,11 +18,11 @@ import torch
 
 from core import distributed
 from core.errors import UserError
-from core.features import Looked, fill, share, stamp_of
+from core.features import Looked, fill, share
 from core.files import only_writer, read_json, write_json
 from core.records import ImageRef
-from core.store import Store, StoreWriter
-from core.visual import is_original
+from core.store import Store, StoreWriter, check_place, read_spec
+from core.visual import is_original, stamp_of
 from core.workers import default_workers
 from runs.common import seconds
 
@@ -38,8 +38,7 @@ def build(refs: Sequence[ImageRef], tower, pixels, out: str | Path, visual) -> S
 
     tower: a VisionTower on the device to use. pixels: its PixelSource. visual: the ``visual`` section.
     """
-    if is_original(out):
-        raise UserError(f"'{out}' holds one .npy per image and is only read; give the new cache another folder.")
+    check_out(out)
     start, main, part = time.time(), distributed.is_main(), (distributed.rank(), distributed.world())
     device = next(tower.parameters()).device
     precision = pick_precision(visual.precision, device, out)
@@ -60,18 +59,26 @@ def build(refs: Sequence[ImageRef], tower, pixels, out: str | Path, visual) -> S
         skip = visual.on_error == "skip"
         tally = fill(writer, share(refs, *part), seen, encode, visual.batch_size, workers, skip)
         distributed.patient_barrier()  # all shards are there
-        found = distributed.gather_objects((tally.encoded, tally.bad))
-        bad = [line for _, lines in found for line in lines]
+        found = distributed.gather_objects(tally)
+        bad = [line for part in found for line in part.bad]
         if main:
+            report_replaced(sum(part.replaced for part in found), out)
             report_skipped(bad, Path(out) / SKIPPED)
             writer.finish(skipped=len(bad))
         distributed.patient_barrier()
     store, spent = Store(out), time.time() - start
     if main:
-        made = sum(count for count, _ in found)
+        made = sum(part.encoded for part in found)
         rate = f", {made / spent:.0f} images/s" if made else ""
         print(f"visual features: {len(store)} images in '{out}', {made} encoded now in {seconds(spent)}{rate}")
     return store
+
+
+def check_out(out: str | Path) -> None:
+    """Raise when no feature cache of ours can be written in ``out``."""
+    if is_original(out):
+        raise UserError(f"'{out}' holds one .npy per image and is only read; give the new cache another folder.")
+    check_place(out)
 
 
 def feature_spec(tower, pixels, dtype: str, precision: str, draft: bool) -> dict:
@@ -85,7 +92,7 @@ def pick_precision(asked: str, device: torch.device, out: str | Path) -> str:
     if asked != "auto":
         return asked
     if (Path(out) / "spec.json").is_file():
-        return read_json(Path(out) / "spec.json", "store spec").get("precision", "fp32")
+        return read_spec(Path(out)).get("precision", "fp32")
     return "fp16" if device.type == "cuda" else "fp32"
 
 
@@ -135,6 +142,15 @@ def encoder(tower, pixels, precision: str, dtype: torch.dtype) -> Callable[[list
     return encode
 
 
+def report_replaced(count: int, out: str | Path) -> None:
+    """Changed images look like another data set's of the same names; only the user knows which they are."""
+    if count:
+        print(
+            f"note: {count} images stood in '{out}' with other content, which is replaced; if that was another data "
+            "set's, give each its own visual.cache"
+        )
+
+
 def report_skipped(bad: list[dict], path: Path) -> None:
     """Name the images left out: some on the screen, all in the file, which is absent when there are none."""
     for line in bad[:SHOWN]:
@@ -148,10 +164,29 @@ def report_skipped(bad: list[dict], path: Path) -> None:
 
 def listed(data_path: str, image_dir: str) -> Iterator[ImageRef]:
     """Image references of a JSON list; an ``image_id`` alone names <12 digits>.jpg, as COCO does."""
-    from dataset.records_json import read_json as read_records
-
-    for row in read_records(data_path, "data file"):
-        name = row.get("image") or (f"{int(row['image_id']):012d}.jpg" if "image_id" in row else None)
+    try:
+        rows = read_json(data_path, "data file")
+    except OSError as error:
+        raise UserError(f"data file '{data_path}' cannot be read ({error.strerror}); give a JSON file.") from None
+    if not isinstance(rows, list):
+        raise UserError(f"data file '{data_path}' holds a {type(rows).__name__}; write a JSON list of records.")
+    if not rows:
+        raise UserError(f"data file '{data_path}' has no records, so there is nothing to cache; give another file.")
+    for position, row in enumerate(rows):
+        where = f"record {position} of '{data_path}'"
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is {row!r:.40}; write an object with 'image' or 'image_id'.")
+        name = row.get("image")
         if name is None:
-            raise UserError(f"a record of '{data_path}' has neither 'image' nor 'image_id'; add one.")
+            name = coco_name(row.get("image_id"), where)
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{where} has the image {name!r:.40}; write a file name below '{image_dir}'.")
         yield ImageRef(name, path=str(Path(image_dir) / name))
+
+
+def coco_name(number: object, where: str) -> str:
+    if number is None:
+        raise UserError(f"{where} has neither 'image' nor 'image_id'; add one.")
+    if isinstance(number, bool) or not (isinstance(number, int) or str(number).isdecimal()) or int(number) < 0:
+        raise UserError(f"{where} has the image_id {number!r:.40}; write a whole number, or the file name as 'image'.")
+    return f"{int(number):012d}.jpg"

@@ -11,11 +11,16 @@ like. Without --config_path the keys of its visual section can be given too, suc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.cli import main
 from core.errors import UserError
 from runs.common import check_option, parse, parser, plan
+
+if TYPE_CHECKING:
+    from core.records import ImageRef
 
 
 def arguments():
@@ -42,7 +47,14 @@ def run(argv: Sequence[str]) -> None:
     if args.config_path:
         import dataset
         from runs.settings import load
+        from runs.training import missing_data
 
+        named = [f"--{k}" for k in ("model_name", "data_path", "image_dir") if getattr(args, k) is not None]
+        if named:
+            raise UserError(
+                f"--config_path names the tower and the data, so {named[0]} would be ignored; leave it out, or change "
+                "the YAML's keys (model.vision.tower=..., data.image_dir=...)."
+            )
         changes = [f"visual.{k}={v}" for k in ("batch_size", "workers") if (v := getattr(args, k)) is not None]
         cfg = load(args.config_path, [*args.overrides, *changes], args.limit)
         visual, vision, device = cfg.visual, getattr(cfg.model, "vision", None), args.device or cfg.run.device
@@ -51,27 +63,51 @@ def run(argv: Sequence[str]) -> None:
         out = args.out or visual.cache
         if out is None:
             raise UserError("visual.cache is null, so there is nowhere to put the features; set it to a folder.")
+        absent = missing_data(cfg)
     else:
         if not (args.data_path and args.image_dir):
             raise UserError("give --config_path, or --data_path and --image_dir.")
         visual, device = section(args), args.device or "auto"
         vision = VisionConfig(tower=args.model_name or "openai/clip-vit-base-patch32")
         out = args.out or visual.cache or f"experiments/features/{vision.tower.strip('/').split('/')[-1]}"
+        absent = [path for path in (args.data_path, args.image_dir) if not Path(path).exists()]
+
+    def images() -> list[ImageRef]:
+        if args.config_path:
+            return list(dataset.build(cfg.data).images())
+        return list(features.listed(args.data_path, args.image_dir))[: args.limit]
+
+    features.check_out(out)
+    chosen = pick_device(device)
     if args.check:
-        needed = (args.data_path, args.image_dir) if not args.config_path else ()
-        return plan(f"cache the features of '{vision.tower}' in '{out}'", *needed)
-    if args.config_path:
-        refs = list(dataset.build(cfg.data).images())
-    else:
-        refs = list(features.listed(args.data_path, args.image_dir))[: args.limit]
+        return check(vision.tower, out, absent, images)
+    refs = images()
     distributed.init(device)
     try:
         tower, missing, folder = load_vision_tower(vision)
         if missing:
             raise UserError(f"the vision tower '{vision.tower}' lacks weights: {missing[:5]}; download it again.")
-        features.build(refs, tower.to(pick_device(device)), PixelSource(folder), out, visual)
+        features.build(refs, tower.to(chosen), PixelSource(folder), out, visual)
     finally:
         distributed.close()
+
+
+def check(tower: str, out: str, absent: Sequence[str], images: Callable[[], list[ImageRef]]) -> None:
+    """What --check prints. absent: files of the data; when there are none the images are counted and looked for."""
+    from core.visual import stamp_of
+    from models.towers.folders import is_hub_name
+
+    what, needed = f"cache the features of '{tower}' in '{out}'", list(absent)
+    if not absent:
+        refs = images()
+        lost = [ref.path for ref in refs if ref.path is not None and stamp_of(ref) is None]
+        what += f" for {len(refs)} images"
+        needed += [*lost[:3], *([f"{len(lost) - 3} more images"] if len(lost) > 3 else [])]
+    if is_hub_name(tower):
+        what += " (a hub name: the tower is downloaded unless it was before)"
+    else:
+        needed.append(str(Path(tower) / "config.json"))
+    plan(what, *needed)
 
 
 def section(args):

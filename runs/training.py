@@ -10,7 +10,7 @@ import models
 from core import distributed
 from core.errors import UserError
 from core.files import atomic_file
-from runs.common import encode_corpus, open_retriever, query_encoder, states_folder, visual_source
+from runs.common import corpus_of, encode_corpus, open_retriever, query_encoder, states_folder, visual_source
 
 
 def build_retriever(cfg):
@@ -18,9 +18,15 @@ def build_retriever(cfg):
     from models.artifacts import check_compatible
 
     if cfg.run.init is None:
-        return models.module(cfg.model.name).build(cfg.model)
+        retriever = models.module(cfg.model.name).build(cfg.model)
+        retriever.check_lengths(cfg.model)
+        return retriever
     retriever = open_retriever(cfg.run.init)
-    check_compatible(retriever.config, cfg.model, f"run.init '{cfg.run.init}'")
+    there, wanted = retriever.config, cfg.model
+    if there.name == wanted.name:
+        there, wanted = retriever.resolved(there), retriever.resolved(wanted)
+    check_compatible(there, wanted, f"run.init '{cfg.run.init}'")
+    retriever.check_lengths(cfg.model)
     if cfg.model.fresh and "fresh" in cfg.model.model_fields_set:
         raise UserError(
             f"model.fresh names {cfg.model.fresh}, but run.init '{cfg.run.init}' contains every weight; "
@@ -41,13 +47,17 @@ def save_config(cfg, out: Path) -> None:
             yaml.safe_dump(own, handle, sort_keys=False)
 
 
+def missing_data(cfg) -> list[str]:
+    """The files and folders of the data set that are not here."""
+    files = [getattr(cfg.data, key, None) for key in ("root", "path", "valid_path", "test_path", "passages")]
+    return [name for name in files if name is not None and not Path(name).exists()]
+
+
 def check_data(cfg) -> None:
     """What --check says of the data: how much there is, or which of its files are missing."""
     import dataset
 
-    files = [getattr(cfg.data, key, None) for key in ("root", "path", "valid_path", "test_path", "passages")]
-    missing = [name for name in files if name is not None and not Path(name).exists()]
-    if missing:
+    if missing := missing_data(cfg):
         print(f"check: the data is not here yet: {', '.join(missing)}")
     else:
         data = dataset.build(cfg.data)
@@ -84,7 +94,7 @@ def text_states(cfg, retriever, data, out: Path):
     key = retriever.frozen_text_key("document")
     if key is None:
         return None
-    return for_training(retriever, data.corpus(), cfg.train, states_folder(out, key))
+    return for_training(retriever, corpus_of(data, data.train_split), cfg.train, states_folder(out, key))
 
 
 def validation(cfg, data, visual, states) -> Callable:
@@ -101,7 +111,8 @@ def validation(cfg, data, visual, states) -> Callable:
     queries = rng.sample(queries, min(len(queries), cfg.eval.valid_queries))
     qrels = {q.id: data.qrels(data.valid_split)[q.id] for q in queries}
     answers = {d for judged in qrels.values() for d in judged}
-    corpus = sorted(data.corpus(), key=lambda d: d.id not in answers)[: max(cfg.eval.valid_documents, len(answers))]
+    corpus = sorted(corpus_of(data, data.valid_split), key=lambda d: d.id not in answers)
+    corpus = corpus[: max(cfg.eval.valid_documents, len(answers))]
 
     def validate(retriever) -> dict[str, float]:
         encode = query_encoder(retriever, visual, states)

@@ -22,6 +22,11 @@ WEIGHT_FILES = (
 )
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether ``name`` can only be a repository of the hub: no folder here, and not written like one."""
+    return not (Path(name).is_dir() or name.startswith((".", "/", "ckpts/")) or name.count("/") > 1)
+
+
 def resolve(name: str, root: str | Path | None = None) -> Path:
     """A local folder (relative names are tried under ``root`` first), else a snapshot of the hub repository."""
     for candidate in ([Path(root) / name] if root is not None else []) + [Path(name)]:
@@ -29,7 +34,7 @@ def resolve(name: str, root: str | Path | None = None) -> Path:
             return candidate
     if Path(name).is_dir():
         raise UserError(f"the folder '{name}' has no config.json; give a folder in the Hugging Face layout.")
-    if name.startswith((".", "/", "ckpts/")) or name.count("/") > 1:
+    if not is_hub_name(name):
         raise UserError(
             f"the model folder '{name}' does not exist; put the model there, or give a hub name such as "
             "'colbert-ir/colbertv2.0' or 'openai/clip-vit-base-patch32'."
