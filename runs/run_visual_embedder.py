@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def arguments():
     made = parser(__doc__, "python -m runs.run_visual_embedder")
     made.add_argument("--model_name", help="vision tower, hub name or folder (default openai/clip-vit-base-patch32)")
+    made.add_argument("--checkpoint", help="run or checkpoint whose own tower is used in place of the YAML's")
     made.add_argument("--data_path", help="JSON list with 'image' (or 'image_id') per record")
     made.add_argument("--image_dir", help="folder that the images are relative to")
     made.add_argument("--batch_size", type=int, help="images per tower call (visual.batch_size)")
@@ -40,8 +41,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     from core import distributed
     from core.device import pick_device
-    from models.towers.images import PixelSource
-    from models.towers.vision import VisionConfig, load_vision_tower
+    from models.towers.vision import VisionConfig
     from runs import features
 
     if args.config_path:
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
         changes = [f"visual.{k}={v}" for k in ("batch_size", "workers") if (v := getattr(args, k)) is not None]
         cfg = load(args.config_path, [*args.overrides, *changes], args.limit)
         visual, vision, device = cfg.visual, getattr(cfg.model, "vision", None), args.device or cfg.run.device
-        if vision is None:
+        if vision is None and not args.checkpoint:
             raise UserError(f"model.name '{cfg.model.name}' has no vision tower, so there are no features to cache.")
         out = args.out or visual.cache
         if out is None:
@@ -67,6 +67,8 @@ def run(argv: Sequence[str]) -> None:
     else:
         if not (args.data_path and args.image_dir):
             raise UserError("give --config_path, or --data_path and --image_dir.")
+        if args.checkpoint:
+            raise UserError("--checkpoint belongs to --config_path, which says whose images; give both.")
         visual, device = section(args), args.device or "auto"
         vision = VisionConfig(tower=args.model_name or "openai/clip-vit-base-patch32")
         out = args.out or visual.cache or f"experiments/features/{vision.tower.strip('/').split('/')[-1]}"
@@ -80,30 +82,48 @@ def run(argv: Sequence[str]) -> None:
     features.check_out(out)
     chosen = pick_device(device)
     if args.check:
-        return check(vision.tower, out, absent, images)
+        return check(args.checkpoint, vision and vision.tower, out, absent, images)
     refs = images()
     distributed.init(device)
     try:
-        tower, missing, folder = load_vision_tower(vision)
-        if missing:
-            raise UserError(f"the vision tower '{vision.tower}' lacks weights: {missing[:5]}; download it again.")
-        features.build(refs, tower.to(chosen), PixelSource(folder), out, visual)
+        features.build(refs, *tower_of(args.checkpoint, vision, chosen), out, visual)
     finally:
         distributed.close()
 
 
-def check(tower: str, out: str, absent: Sequence[str], images: Callable[[], list[ImageRef]]) -> None:
+def tower_of(checkpoint: str | None, vision, device) -> tuple:
+    """The vision tower and its image processor, out of a checkpoint or as the config says."""
+    from models.towers.images import PixelSource
+    from models.towers.vision import load_vision_tower
+    from runs.common import open_retriever
+
+    if checkpoint:
+        retriever = open_retriever(checkpoint, device)
+        if getattr(retriever, "vision", None) is None:
+            raise UserError(f"the checkpoint '{checkpoint}' has no vision tower, so there are no features to cache.")
+        return retriever.vision, retriever.pixel_source()
+    tower, missing, folder = load_vision_tower(vision)
+    if missing:
+        raise UserError(f"the vision tower '{vision.tower}' lacks weights: {missing[:5]}; download it again.")
+    return tower.to(device), PixelSource(folder)
+
+
+def check(
+    checkpoint: str | None, tower: str | None, out: str, absent: Sequence[str], images: Callable[[], list[ImageRef]]
+) -> None:
     """What --check prints. absent: files of the data; when there are none the images are counted and looked for."""
     from core.visual import stamp_of
     from models.towers.folders import is_hub_name
 
-    what, needed = f"cache the features of '{tower}' in '{out}'", list(absent)
+    what, needed = f"cache the features of '{checkpoint or tower}' in '{out}'", list(absent)
     if not absent:
         refs = images()
         lost = [ref.path for ref in refs if ref.path is not None and stamp_of(ref) is None]
         what += f" for {len(refs)} images"
         needed += [*lost[:3], *([f"{len(lost) - 3} more images"] if len(lost) > 3 else [])]
-    if is_hub_name(tower):
+    if checkpoint:
+        needed.append(checkpoint)
+    elif is_hub_name(tower):
         what += " (a hub name: the tower is downloaded unless it was before)"
     else:
         needed.append(str(Path(tower) / "config.json"))

@@ -2,8 +2,9 @@
 #   CONFIG     the run's YAML, ours or an original one
 #   OUT        where the run goes (experiments/<name of CONFIG>)
 #   NPROC      processes (number of GPUs, else 1)
-#   ZERO_SHOT  YAMLs of the same family, on whose data sets the trained weights are judged without further training
-#   --check    say what would be done and what is missing
+#   ZERO_SHOT  YAMLs of the same family, on whose data sets the trained weights are judged without further training;
+#              the towers are the trained run's own
+#   --check    say what every stage would do and what it misses; status 1 when one cannot be done
 #   section.key=value ...   changes of CONFIG
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 install requirements-quickstart.txt
@@ -14,15 +15,20 @@ NPROC=${NPROC:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)}
 launch=(python)
 [ "$NPROC" -eq 1 ] || launch=(python -m torch.distributed.run --standalone --nproc_per_node="$NPROC")
 
+# stage NAME COMMAND ...: with --check a failure is counted and the next stage is looked at all the same
 stage() {
   local start=$SECONDS
   echo "== $1"
   shift
-  "$@"
-  echo "== done in $((SECONDS - start)) s"
+  if [ ${#check[@]} -eq 0 ]; then
+    "$@"
+    echo "== done in $((SECONDS - start)) s"
+  else
+    "$@" "${check[@]}" || missing=1
+  fi
 }
 
-# judge YAML OUT [option ...]: features, index and report of the weights at hand on the YAML's data set
+# judge YAML OUT [option ...]: index and report of the weights at hand on the YAML's data set
 judge() {
   local config=$1 out=$2
   shift 2
@@ -30,28 +36,38 @@ judge() {
   stage "evaluate: $config" "${launch[@]}" -m runs.evaluate_retrieval --config_path "$config" "run.out=$out" "$@"
 }
 
+# zero_shot YAML OUT [change ...]: features (by the trained run's own tower), index and report
+zero_shot() {
+  local config=$1 out=$2
+  shift 2
+  local words=(--checkpoint "$OUT" "$@" "visual.cache=$out/features")
+  stage "visual features: $config" "${launch[@]}" -m runs.run_visual_embedder --config_path "$config" "${words[@]}"
+  judge "$config" "$out" "${words[@]}"
+}
+
 inbatch() {
-  local changes=() check=() failed=() checkpoint
+  local changes=() shared=() failed=()
+  check=() missing=0
   for word in "$@"; do
     case "$word" in
       --check) check=(--check) ;;
+      run.device=* | visual.* | index.* | eval.*) changes+=("$word") shared+=("$word") ;; # for every data set
       *=*) changes+=("$word") ;;
       *) echo "usage: [CONFIG=x.yaml NPROC=n ...] bash $0 [--check] [section.key=value ...]" >&2 && exit 2 ;;
     esac
   done
   OUT=${OUT:-experiments/$(basename "$CONFIG" .yaml)}
-  local words=(${changes[@]+"${changes[@]}"} ${check[@]+"${check[@]}"})
+  local words=(${changes[@]+"${changes[@]}"})
   stage "visual features: $CONFIG" "${launch[@]}" -m runs.run_visual_embedder --config_path "$CONFIG" ${words[@]+"${words[@]}"}
   stage "train: $CONFIG" "${launch[@]}" train_retrieval.py --config_path "$CONFIG" "run.out=$OUT" ${words[@]+"${words[@]}"}
   judge "$CONFIG" "$OUT" ${words[@]+"${words[@]}"}
   for config in ${ZERO_SHOT:-}; do
-    checkpoint=("--checkpoint" "$OUT" ${check[@]+"${check[@]}"})
     # A data set that is not here must not take the others' results with it; it counts at the end. (In the background,
     # because set -e does nothing in a subshell whose failure is looked at.)
     (
       set -e
-      stage "visual features: $config" "${launch[@]}" -m runs.run_visual_embedder --config_path "$config" ${check[@]+"${check[@]}"}
-      judge "$config" "$OUT/zero_shot/$(basename "$config" .yaml)" "${checkpoint[@]}"
+      zero_shot "$config" "$OUT/zero_shot/$(basename "$config" .yaml)" ${shared[@]+"${shared[@]}"}
+      exit $missing
     ) &
     wait $! || failed+=("$config")
   done
@@ -59,4 +75,5 @@ inbatch() {
     echo "not evaluated zero-shot, for the reasons above: ${failed[*]}" >&2
     exit 1
   fi
+  return $missing
 }

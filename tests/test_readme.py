@@ -108,6 +108,13 @@ def test_the_two_commands_are_the_first():
     assert "scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_files_the_readme_names_exist():
-    for name in re.findall(r"`((?:core|models|dataset|training|docs|cfgs|tests|scripts|data/flagfacts)/[\w./]+)", TEXT):
-        assert name == "models/foo.py" or (ROOT / name.rstrip("/.")).exists(), name
+ROOMS = "core|models|dataset|training|index|evaluation|runs|docs|cfgs|tests|scripts|benchmarks|data/flagfacts"
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "LOG.md")]  # a log is history
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_a_page_names_exist(page):
+    for name in re.findall(
+        rf"(?<![\w/])((?:{ROOMS})/[\w./]*\w\.(?:py|sh|md|yaml|png|svg|json|txt))\b", page.read_text()
+    ):
+        assert name == "models/foo.py" or (ROOT / name).exists(), name
