@@ -44,6 +44,7 @@ def run(argv: Sequence[str]) -> int | None:
     )
     from training.loop import fit
     from training.same_run import check_same_run
+    from training.tracker import check_trackers
 
     cfg = load(args.config_path, args.overrides, args.limit)
     distributed.init(cfg.run.device)
@@ -59,6 +60,8 @@ def run(argv: Sequence[str]) -> int | None:
             print(f"{cfg.model.name}: {count:,} trainable parameters on {device}, {cfg.train.precision}")
         if args.check:
             return check_data(cfg)
+        if not args.caching:
+            check_trackers(cfg.train)
         data = dataset.build(cfg.data)
         if args.limit is not None:
             cap_batch(cfg, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.errors import UserError
-from core.files import read_json
+from core.files import read_object
 from core.names import Room
 
 room = Room(
@@ -24,7 +24,7 @@ def from_pretrained(path: str | Path):
             f"'{path}' is not a checkpoint folder (no config.json); give a folder that training or "
             "python -m runs.convert_checkpoint wrote."
         )
-    raw = read_json(folder / "config.json", "checkpoint config")
+    raw = read_object(folder / "config.json", "checkpoint config")
     if "retriever" not in raw and raw.get("model_type") == "flmr":  # its released layout says everything
         return module("flmr").Retriever.from_pretrained(folder)
     if "retriever" not in raw:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.config import check
 from core.differences import differences
 from core.errors import UserError
-from core.files import atomic_folder, read_json, write_json
+from core.files import atomic_folder, read_object, write_json
 from models.keys.towers import canonical
 from models.towers.folders import assign, read_weights
 
@@ -134,13 +134,13 @@ def with_source(retriever, facts: dict | None) -> dict:
 def read_provenance(folder: Path) -> dict | None:
     """The folder's provenance.json, None when it has none."""
     file = folder / "provenance.json"
-    return read_json(file, "provenance") if file.is_file() else None
+    return read_object(file, "provenance") if file.is_file() else None
 
 
 def load_retriever(cls: type, path: str | Path):
     """Read a checkpoint folder of the family ``cls``; every weight must be there, and nothing else."""
     folder = Path(path)
-    raw = read_json(folder / "config.json", "checkpoint config")
+    raw = read_object(folder / "config.json", "checkpoint config")
     section = raw.get("retriever")
     expected = cls.Config.model_fields["name"].default
     if section is None or section.get("name") != expected:

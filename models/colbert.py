@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -31,6 +31,13 @@ class Stage(Strict):
     doc_maxlen: int = Field(180, ge=4)
     temperature: float = Field(1.0, gt=0)
     mask_punctuation: bool = True
+
+    @field_validator("rows", "document_rows", check_fields=False)  # of the families that have them
+    @classmethod
+    def _each_kind_once(cls, rows: list[str]) -> list[str]:
+        if twice := [kind for kind in dict.fromkeys(rows) if rows.count(kind) > 1]:
+            raise ValueError(f"'{twice[0]}' is named more than once; a query or document has each kind of row once")
+        return rows
 
 
 class Config(Strict):
@@ -101,6 +108,24 @@ class ColBERT(nn.Module):
             if name in getattr(self, "_frozen", ()):
                 part.eval()
         return self
+
+    # ---- a config and the towers
+
+    def resolved(self, config: Config) -> Config:
+        """``config`` with what it leaves to the towers written out, as far as the weights depend on it."""
+        return config
+
+    def check_lengths(self, config: Config) -> None:
+        """Whether the text tower has positions for the lengths of every stage."""
+        limit = self.text.positions
+        for stage in ("train", "valid", "eval"):
+            for key in ("query_maxlen", "doc_maxlen"):
+                value = getattr(getattr(config, stage), key, 0)  # valid may be null
+                if limit is not None and value > limit:
+                    raise UserError(
+                        f"model.{stage}.{key} is {value}, but the text tower has {limit} positions "
+                        "(max_position_embeddings in its config.json); set it to that or less."
+                    )
 
     # ---- collate
 

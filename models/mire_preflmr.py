@@ -31,6 +31,11 @@ class Mapping(Strict):
     width: int | None = Field(None, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
 
+    def resolved(self, trunk) -> Mapping:
+        """With the text trunk's values where it leaves them open. trunk: its Hugging Face config."""
+        heads, width = self.heads or trunk.num_attention_heads, self.width or trunk.intermediate_size
+        return self.model_copy(update={"heads": heads, "width": width})
+
 
 class Config(visual.Config):
     """``model`` section for ``name: mire_preflmr``."""
@@ -50,16 +55,17 @@ class MirePreFLMR(visual.VisualColBERT):
     kinds = ("global", "mapped")
 
     def make_head(self, config, text, vision, pixels) -> MappedPatches:
-        trunk, mapping = text.trunk.config, config.mapping
-        heads, width = mapping.heads or trunk.num_attention_heads, mapping.width or trunk.intermediate_size
-        if text.hidden_size % heads:
+        mapping = config.mapping.resolved(text.trunk.config)
+        if text.hidden_size % mapping.heads:
             raise UserError(
-                f"model.mapping.heads is {heads}, which does not divide the text tower's width {text.hidden_size}; "
-                "give a number that does."
+                f"model.mapping.heads is {mapping.heads}, which does not divide the text tower's width "
+                f"{text.hidden_size}; give a number that does."
             )
-        return MappedPatches(
-            vision.hidden_size, text.hidden_size, config.dim, config.num_tokens, heads, width, mapping.dropout
-        )
+        shape = (vision.hidden_size, text.hidden_size, config.dim, config.num_tokens)
+        return MappedPatches(*shape, mapping.heads, mapping.width, mapping.dropout)
+
+    def resolved(self, config: Config) -> Config:
+        return config.model_copy(update={"mapping": config.mapping.resolved(self.text.trunk.config)})
 
     def fuse(self, features: VisualBatch, text: visual.Question):
         mapped = self.fusion.mapped_rows(

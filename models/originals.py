@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from core import foreign
+from core.config import check
 from core.differences import differences
 from core.errors import UserError
-from core.files import atomic_folder, read_json, write_json
+from core.files import atomic_folder, read_object, write_json
+from core.legacy import INFERENCE, training_lengths
 from models import artifacts, colbert, flmr, mire, mire_preflmr, ret_xknow, visual
 from models.flmr_files import is_released
 from models.keys.mire import COLBERT_PREFIXES, PREFIXES, SENT_PREFIXES, to_ours, to_theirs
@@ -30,12 +32,9 @@ from models.towers.multivector import trunk_folder
 from models.towers.text import TextTower
 from models.towers.vision import VisionConfig, VisionTower, vision_trunk_config
 
-PHASES = {  # query and document lengths that the original trainer sets, by model.pretraining
-    True: {"query_maxlen": 40, "doc_maxlen": 400},
-    False: {"query_maxlen": 32, "doc_maxlen": 180},
-}
-INFERENCE = {"query_maxlen": 64, "doc_maxlen": 384}
 MAPPING_BASE = "bert-base-uncased"
+TOKENIZER = ("tokenizer.json", "vocab.txt")
+"""Files of which a BERT's tokenizer needs one."""
 
 
 def load_original(path: str | Path, root: str | Path | None = None) -> colbert.ColBERT:
@@ -69,13 +68,13 @@ def metadata(folder: Path) -> dict[str, Any]:
     """ColBERT's settings: ``artifact.metadata``, flat or nested under "config"; empty when absent."""
     if not (folder / "artifact.metadata").is_file():
         return {}
-    raw = read_json(folder / "artifact.metadata", "ColBERT settings")
-    return raw.get("config", raw)
+    raw = read_object(folder / "artifact.metadata", "ColBERT settings")
+    return raw["config"] if isinstance(raw.get("config"), dict) else raw
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
     """The folder's config.json; empty when absent."""
-    return read_json(folder / "config.json", "checkpoint config") if (folder / "config.json").is_file() else {}
+    return read_object(folder / "config.json", "checkpoint config") if (folder / "config.json").is_file() else {}
 
 
 def load_colbert(name: str | Path, root: str | Path | None = None) -> colbert.ColBERT:
@@ -93,20 +92,15 @@ def load_colbert(name: str | Path, root: str | Path | None = None) -> colbert.Co
             f"'{folder / 'artifact.metadata'}' has similarity '{facts['similarity']}'; only 'cosine' (unit vectors) is "
             "supported, so use a checkpoint trained with it."
         )
-    stage = colbert.Stage(
-        query_maxlen=facts.get("query_maxlen", 32),
-        doc_maxlen=facts.get("doc_maxlen", 180),
-        mask_punctuation=facts.get("mask_punctuation", True),
-    )
-    config = colbert.Config(
-        text_tower=str(name),
-        dim=tensors["linear.weight"].shape[0],
-        train=stage,
-        eval=stage,
-        attend_to_mask_tokens=facts.get("attend_to_mask_tokens", False),
-        **_markers(facts),
-    )
+    config = _colbert_config(str(name), facts, tensors["linear.weight"].shape[0], f"'{folder / 'artifact.metadata'}'")
     return colbert.build(config, root).eval()
+
+
+def _colbert_config(name: str, facts: dict, dim: int, where: str) -> colbert.Config:
+    stage = {key: facts[key] for key in ("query_maxlen", "doc_maxlen", "mask_punctuation") if key in facts}
+    attend = {"attend_to_mask_tokens": facts.get("attend_to_mask_tokens", False)}
+    section = {"text_tower": name, "dim": dim, "train": stage, "eval": stage, **attend, **_markers(facts)}
+    return check(colbert.Config, section, where)
 
 
 def _markers(facts: dict) -> dict[str, str]:
@@ -132,6 +126,10 @@ class Released:
         return SENT_PREFIXES if self.sentence else PREFIXES
 
     @property
+    def family(self) -> str:
+        return self.module.Config.model_fields["name"].default
+
+    @property
     def kinds(self) -> list[str]:
         return list(self.module.Retriever.kinds)
 
@@ -154,8 +152,8 @@ def load_pth(path: Path, root: str | Path | None = None) -> visual.VisualColBERT
     if not isinstance(payload, dict):
         raise UserError(f"'{path}' holds a {type(payload).__name__}, not a checkpoint; give a MIRe .pth file.")
     folder = path.parent
-    block, facts = read_json(folder / "config.json", "checkpoint config"), metadata(folder)
-    released = RELEASED.get(block.get("short_name"))
+    block, facts = read_object(folder / "config.json", "checkpoint config"), metadata(folder)
+    released = RELEASED.get(str(block.get("short_name")))
     needed = ("num_tokens", "vision_model_name", *(released.facts if released else ()))
     missing = [key for key in needed if key not in block]
     if released is None or missing:
@@ -167,7 +165,7 @@ def load_pth(path: Path, root: str | Path | None = None) -> visual.VisualColBERT
         )
     tensors = _renamed(payload.get("model", payload), released.prefixes, path)
     complete = any(k.startswith("text.trunk.") for k in tensors)
-    config = _config(released, block, facts, tensors, (root, folder))
+    config = _config(released, block, facts, tensors, (root, folder), f"'{folder / 'config.json'}'")
     if not complete:
         model = released.module.build(config, root)
         state = model.fusion.state_dict()
@@ -180,20 +178,31 @@ def load_pth(path: Path, root: str | Path | None = None) -> visual.VisualColBERT
             )
         assign(model.fusion, tensors, {k: f"fusion.{k}" for k in state})
         return model.eval()
-    place = _sentence_folder(block, folder, root) if released.sentence else folder
-    text = TextTower(tower_config(trunk_folder(place)), config.dim, artifacts.has_pooler(tensors))
+    place = _tokenizer_folder(released.sentence, config.text_tower, folder, root)
+    trunk = trunk_folder(place) if released.sentence else folder
+    text = TextTower(tower_config(trunk), config.dim, artifacts.has_pooler(tensors))
     vision, pixels = _vision(config.vision, tensors, root)
     model = released.module.Retriever(config, text, colbert.make_tokenizer(config, place), vision, pixels)
     artifacts.load_portable(model, tensors, path)
     return model.eval()
 
 
-def _sentence_folder(block: dict, folder: Path, root: str | Path | None) -> Path:
-    """Where a SentMIRe's tokenizer and conventions are: beside the .pth if we wrote it, else in its PyLate folder."""
-    return folder if (folder / CONVENTIONS).is_file() else resolve(block["colbert_checkpoint"], root)
+def _tokenizer_folder(sentence: bool, base: str, folder: Path, root: str | Path | None) -> Path:
+    """Where tokenizer and conventions are: beside the .pth, or in the base model's folder.
+
+    A SentMIRe's files beside it count if we wrote them: the original's say nothing of the PyLate folder's conventions.
+    """
+    if any((folder / file).is_file() for file in ([CONVENTIONS] if sentence else TOKENIZER)):
+        return folder
+    try:
+        return resolve(base, root)
+    except UserError as error:
+        raise UserError(f"no tokenizer ({' or '.join(TOKENIZER)}) is in '{folder}', and {error}") from None
 
 
-def _renamed(state: dict[str, Tensor], prefixes: list[tuple[str, str]], path: Path) -> dict[str, Tensor]:
+def _renamed(state: Any, prefixes: list[tuple[str, str]], path: Path) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"'{path}' holds no weights under \"model\"; it was cut or is another system's, get it again.")
     named = {to_ours(k, prefixes): v for k, v in state.items() if isinstance(v, Tensor)}
     named.pop(None, None)
     unknown = [k[1:] for k in named if k.startswith("?")]
@@ -211,14 +220,17 @@ def training_stage(released: Released, facts: dict, pretraining: bool, training:
     flag, so it validates at 1.0. The others keep the lengths of ``artifact.metadata`` and divide by nothing.
     """
     rows = released.kinds if pretraining else [*released.kinds, "text"]
-    lengths = PHASES[pretraining]
+    lengths = training_lengths(released.family, pretraining)
     if released.module is not mire:
-        return released.module.Stage(**{k: facts.get(k, v) for k, v in lengths.items()}, rows=rows)
+        stage = {**{k: facts.get(k, v) for k, v in lengths.items()}, "rows": rows}
+        return check(released.module.Stage, stage, "artifact.metadata")
     name = "pretrain" if pretraining else "train" if training else "eval"
     return mire.Stage(**lengths, rows=rows, temperature=mire.TEMPERATURES[name])
 
 
-def _config(released: Released, block: dict, facts: dict, tensors: dict[str, Tensor], places) -> visual.Config:
+def _config(
+    released: Released, block: dict, facts: dict, tensors: dict[str, Tensor], places, where: str
+) -> visual.Config:
     pretraining = bool(block.get("pretraining", False))
     linear = tensors.get("text.linear.weight")
     own = {key: block[key] for key in released.facts if key in released.module.Config.model_fields}
@@ -228,25 +240,31 @@ def _config(released: Released, block: dict, facts: dict, tensors: dict[str, Ten
         own["kernel_size"] = _kernel(tensors, block)
     if released.module is mire_preflmr:
         own["mapping"] = _mapping(tensors, block, places)
-    return released.module.Config(
-        text_tower=block.get("colbert_checkpoint", "ckpts/colbertv2.0"),
-        vision=VisionConfig(tower=block["vision_model_name"]),
-        dim=facts.get("dim", 128) if linear is None else linear.shape[0],
-        num_tokens=block["num_tokens"],
-        mask_policy="legacy",
-        frozen=["vision", "text", "linear"] if pretraining else ["vision"],
-        train=training_stage(released, facts, pretraining, True),
-        valid=training_stage(released, facts, pretraining, False),
+    section = {
+        "text_tower": block.get("colbert_checkpoint", "ckpts/colbertv2.0"),
+        "vision": {"tower": block["vision_model_name"]},
+        "dim": facts.get("dim", 128) if linear is None else linear.shape[0],
+        "num_tokens": block["num_tokens"],
+        "mask_policy": "legacy",
+        "frozen": ["vision", "text", "linear"] if pretraining else ["vision"],
+        "train": training_stage(released, facts, pretraining, True),
+        "valid": training_stage(released, facts, pretraining, False),
         # Indexes of the original keep punctuation although training drops it.
-        eval=released.module.Stage(**INFERENCE, mask_punctuation=False),
+        "eval": {**INFERENCE, "mask_punctuation": False},
         **own,
-    )
+    }
+    return check(released.module.Config, section, where)
 
 
 def _kernel(tensors: dict[str, Tensor], block: dict) -> int:
     """Ret-XKnow's kernel: the weights know it."""
     first = tensors.get("fusion.conv1.0.weight", tensors.get("fusion.conv.0.weight"))
-    if first is None or "fusion.k_state.weight" not in tensors:
+    if first is None or first.dim() != 4:
+        raise UserError(
+            "config.json says short_name 'xknow', but these weights hold no convolution of Ret-XKnow; they are another "
+            "system's, or not whole."
+        )
+    if "fusion.k_state.weight" not in tensors:
         raise UserError(
             "these are weights of the first form of Ret-XKnow (March 2024: no k_state, cells of raw patches), which "
             "is another model; only the form of August 2024 and later can be read."
@@ -254,7 +272,7 @@ def _kernel(tensors: dict[str, Tensor], block: dict) -> int:
     kernel = first.shape[-1]
     if block.get("kernel_size", kernel) != kernel:
         raise UserError(
-            f"config.json says kernel_size {block['kernel_size']}, but the weights have {kernel}; correct config.json."
+            f"config.json says kernel_size {block['kernel_size']!r}, but the weights have {kernel}; correct it there."
         )
     return kernel
 
@@ -264,18 +282,19 @@ def _mapping(tensors: dict[str, Tensor], block: dict, places) -> mire_preflmr.Ma
     beside the base models or the checkpoint is read, else the text tower's stand for them (ColBERTv2's are the same).
     """
     files = [Path(place) / MAPPING_BASE / "config.json" for place in places if place is not None]
-    base = next((read_json(f, "mapping config") for f in files if f.is_file()), block)
+    base = next((read_object(f, "mapping config") for f in files if f.is_file()), block)
     if base.get("hidden_act", "gelu") != "gelu" or base.get("layer_norm_eps", EPS) != EPS:
         raise UserError(
             f"the mapping layer's config has hidden_act '{base.get('hidden_act')}' and layer_norm_eps "
             f"{base.get('layer_norm_eps')}; only BERT's, 'gelu' and {EPS}, can be read."
         )
     wide = tensors.get("fusion.transformer_mapping_network.layer.0.intermediate.dense.weight")
-    return mire_preflmr.Mapping(
-        heads=base.get("num_attention_heads"),
-        width=base.get("intermediate_size") if wide is None else wide.shape[0],
-        dropout=base.get("hidden_dropout_prob", 0.1),
-    )
+    section = {
+        "heads": base.get("num_attention_heads"),
+        "width": base.get("intermediate_size") if wide is None else wide.shape[0],
+        "dropout": base.get("hidden_dropout_prob", 0.1),
+    }
+    return check(mire_preflmr.Mapping, section, f"{MAPPING_BASE}/config.json")
 
 
 def _vision(config: VisionConfig, tensors: dict[str, Tensor], root) -> tuple[VisionTower, Any]:
@@ -342,10 +361,11 @@ def save_original(model: colbert.ColBERT, out: str | Path, facts: dict | None = 
             "checkpoint": model.config.text_tower,
         }
         (folder / "artifact.metadata").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        raw = read_json(folder / "config.json")
+        raw = read_object(folder / "config.json")
         if short is not None:
             _save_pth(model, short, folder, raw, state)
             return Path(out) / f"{short}.pth"
+        _say_what_is_lost(model, _colbert_config(model.config.text_tower, settings, model.config.dim, "model"))
         write_json(folder / "config.json", {**raw, "architectures": ["HF_ColBERT"]})
         named = {to_theirs(k, COLBERT_PREFIXES): v for k, v in state.items()}
         artifacts.save_tensors(folder / "model.safetensors", named)
@@ -366,8 +386,10 @@ def _short_name(model: colbert.ColBERT) -> str | None:
     if not sentence and not isinstance(model, visual.VisualColBERT):
         return None
     for short, released in RELEASED.items():
-        if isinstance(model, released.module.Retriever) and released.sentence == sentence:
+        if type(model) is released.module.Retriever and released.sentence == sentence:
             return short
+    if model.config.name not in {released.family for released in RELEASED.values()} | {"colbert"}:
+        raise UserError(f"there is no original layout of '{model.config.name}'; keep it in this project's own layout.")
     raise UserError(
         f"the original layout of '{model.config.name}' holds a BERT that reads texts as ColBERTv2 does, this model's "
         "text tower is another; keep it in this project's own layout, or, if it reads text only, use "
@@ -383,15 +405,8 @@ def _save_pth(model: visual.VisualColBERT, short: str, folder: Path, raw: dict, 
             f"the .pth layout holds a CLIP tower, this model has '{model.vision.family}'; "
             "keep it in this project's own layout."
         )
-    published = VisionConfig(tower=model.config.vision.tower)
-    if model.config.vision != published:
-        changed = differences(published.model_dump(), model.config.vision.model_dump(), "model.vision")
-        raise UserError(
-            f"the .pth layout cannot say which layers or grid a model takes ({'; '.join(changed)}); keep it in this "
-            "project's own layout."
-        )
     config = model.config
-    block = {
+    asked = {
         "short_name": short,
         "vision_model_name": config.vision.tower,
         "colbert_checkpoint": config.text_tower,
@@ -401,15 +416,37 @@ def _save_pth(model: visual.VisualColBERT, short: str, folder: Path, raw: dict, 
         "hidden_size": model.text.hidden_size,
         "pretraining": "text" not in config.train.rows,
     }
-    write_json(folder / "config.json", {**raw, "architectures": ["HF_ColBERT"], **block})
+    block = {**raw, "architectures": ["HF_ColBERT"], **asked}
+    write_json(folder / "config.json", block)
     if short == "preflmr":
         _save_mapping(model, folder / MAPPING_BASE)
+    _say_what_is_lost(model, _config(RELEASED[short], block, metadata(folder), state, (folder,), "model"))
     payload = {
         "model": {to_theirs(k, RELEASED[short].prefixes): v.detach().cpu().clone() for k, v in state.items()},
-        "config": OmegaConf.create({"model": block}),
+        "config": OmegaConf.create({"model": asked}),
         "epoch": 0,
     }
     torch.save(payload, folder / f"{short}.pth")
+
+
+OF_A_RUN = {"train", "valid", "eval", "frozen", "fresh", "visual_noise", *artifacts.OPEN}
+"""Config keys that do not belong to the weights. (Markers are in artifact.metadata.)"""
+
+
+def _say_what_is_lost(model: colbert.ColBERT, back: colbert.Config) -> None:
+    """An error for what changes the meaning of the weights, a note for each key of inference that a run can give again.
+
+    back: the config that reading the files written gives.
+    """
+    there, now = (model.resolved(c).model_dump(mode="json") for c in (back, model.config))
+    kept = [{k: v for k, v in c.items() if k not in OF_A_RUN} for c in (there, now)]
+    if lost := differences(*kept, "model"):
+        raise UserError(
+            f"the original layout cannot say what this model does otherwise ({'; '.join(lost)}); keep it in this "
+            "project's own layout."
+        )
+    for line in differences(there["eval"], now["eval"], "model.eval"):
+        print(f"note: the original layout cannot say {line}; give it again where the files are used.")
 
 
 def _save_mapping(model: mire_preflmr.MirePreFLMR, folder: Path) -> None:

@@ -52,13 +52,13 @@ def seconds(value: float) -> str:
 def open_retriever(path: str | Path, device: Any = "cpu"):
     """A retriever in eval stage from our checkpoint folder, a run's folder, an original .pth, or a ColBERT folder."""
     import models
-    from core.files import read_json
+    from core.files import read_object
     from models.originals import load_original
 
     path = Path(path)
     if (path / "checkpoints").is_dir():
         path = best_checkpoint(path)
-    if path.is_dir() and "retriever" in (read_json(path / "config.json") if (path / "config.json").is_file() else {}):
+    if path.is_dir() and "retriever" in (read_object(path / "config.json") if (path / "config.json").is_file() else {}):
         retriever = models.from_pretrained(path)
     else:
         retriever = load_original(path)
@@ -145,6 +145,11 @@ def query_encoder(retriever, visual=None, states=None):
             return retriever.encode_queries(retriever.collate_queries(queries, visual, states).to(device))
 
     return encode
+
+
+def corpus_of(data, split: str) -> Sequence:
+    """The passages that a split is judged on."""
+    return data.corpus_of(split) if hasattr(data, "corpus_of") else data.corpus()
 
 
 def need(value: Any, message: str) -> Any:

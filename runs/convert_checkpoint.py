@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     nothing_to_limit(args.limit, "a checkpoint is converted whole")
     import models
-    from core.files import read_json
+    from core.files import read_object
     from models.multivector import save_sentence_transformers
     from models.originals import load_original, save_original
 
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
         return plan(f"convert '{source}' into '{out}'", source)
     if (source / "checkpoints").is_dir():
         source = best_checkpoint(source)
-    ours = (source / "config.json").is_file() and "retriever" in read_json(source / "config.json")
+    ours = (source / "config.json").is_file() and "retriever" in read_object(source / "config.json")
     targets = ("original", "sentence-transformers") if ours else ("ours",)
     if args.to not in (None, *targets):
         raise UserError(f"'{source}' already has that layout, so --to {args.to} has nothing to do; leave --to out.")

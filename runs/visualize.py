@@ -9,6 +9,7 @@ Writes one PNG and one HTML page that needs nothing else. With --run the best pa
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"-k {args.k} is below 0; give how many passages to explain, 0 for none.")
     default = Path(args.run or "experiments") / "pictures" / slug(question or Path(args.image).stem)
     out = Path(args.out or default)
+    if out.suffix.lower() in (".png", ".html"):  # of one of the two files that NAME stands for
+        out = out.with_suffix("")
     if args.check:
         return plan(f"write '{out}.png' and '{out}.html'", args.run, args.checkpoint, args.image, args.index)
 
@@ -58,6 +61,7 @@ def run(argv: Sequence[str]) -> None:
     from evaluation import page, pictures
     from runs.explaining import explain
 
+    writable(out)
     device = pick_device(args.device)
     retriever = open_retriever(args.checkpoint or args.run, device)
     images = (ImageRef("query", path=args.image),) if args.image else ()
@@ -94,6 +98,16 @@ def of_run(args, retriever, query, device) -> list:
     if lost := [i for i in wanted if i not in texts]:
         raise UserError(f"the run's passages do not contain '{lost[0]}'; python -m runs.search shows ids.")
     return [texts[i] for i in wanted]
+
+
+def writable(out: Path) -> None:
+    """Whether files can be made beside ``out``, before a model is loaded for them."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written to '{out.parent}' ({error.strerror}); give another --out.") from None
 
 
 def slug(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,13 +143,15 @@ def fields(cls: type[BaseModel]) -> set[str]:
 
 
 def reads(path: Path) -> set[str]:
-    """Names that a file reads as attributes of something, outside of the config classes themselves."""
+    """Names that a file reads as attributes of something, outside of the config classes themselves; and those that a
+    config class looks up to fill in other keys."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.ClassDef) and any(
             ast.unparse(base).split(".")[-1] in ("Strict", "Config", "Stage") for base in node.bases
         ):
+            found.update(re.findall(r"""\braw\.get\(['"](\w+)['"]""", ast.unparse(node)))
             return
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             found.add(node.attr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,19 @@ def test_limit_caps_the_batch_and_caching_stops_before_training(finished, tmp_pa
     assert "train.batch_size is 3 here" in capsys.readouterr().out
     train_retrieval.run(config_args(config, "--caching", f"run.out={tmp_path / 'other' / 'r'}"))
     assert (tmp_path / "other" / "text_states").is_dir() and not (tmp_path / "other" / "r" / "checkpoints").exists()
+
+
+def test_a_missing_tracker_is_noticed_before_anything_is_computed(finished, tmp_path, monkeypatch):  # noqa: F811
+    _, config = finished
+    args = config_args(config, "train.trackers=[wandb]", f"run.out={tmp_path / 'r'}")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    computed = []
+    monkeypatch.setattr("runs.training.visual_features", lambda *a: computed.append(a))
+    with pytest.raises(UserError, match="asks for wandb, which is missing; pip install wandb"):
+        train_retrieval.run(args)
+    assert not computed
+    train_retrieval.run([*args, "--caching"])  # tracks nothing
+    assert computed
 
 
 def test_check_says_what_data_there_is(finished, capsys):  # noqa: F811

@@ -274,6 +274,17 @@ def test_plain_trunks_from_files_of_task_models(trunk, tmp_path):
         base = model if trunk == "DistilBertModel" else model.base_model
         wanted = base(input_ids=ids, attention_mask=mask).last_hidden_state
         torch.testing.assert_close(tower.eval().states(ids, mask), wanted)
+        # RoBERTa counts from behind its padding index, ModernBERT's positions are rotary.
+        positions = {"Bert": 64, "Roberta": 63, "DistilBert": 512, "ModernBert": None}[family]
+        assert tower.positions == positions
+        full = torch.full((1, positions or 65), 20)
+        assert tower.states(full, torch.ones_like(full)).shape[1] == full.shape[1]
+        if positions:
+            longer = torch.full((1, positions + 1), 20)
+            with pytest.raises((IndexError, RuntimeError)):
+                base(input_ids=longer, attention_mask=torch.ones_like(longer))
+            with pytest.raises(UserError, match=f"has {positions + 1} tokens, but the text tower has {positions} pos"):
+                tower.states(longer, torch.ones_like(longer))
 
 
 # ---- in the retrievers

@@ -278,6 +278,20 @@ def _encoded(made, queries, documents):
     return made.encode_queries(queries), made.encode_documents(documents)
 
 
+@pytest.mark.parametrize("suffix", ["", ".png", ".html", ".v2"])
+def test_out_may_be_named_as_one_of_its_two_files(suffix, capsys):
+    visualize.run(["what", "--checkpoint", "x", "--out", f"d{suffix}", "--check"])
+    name = "d.v2" if suffix == ".v2" else "d"
+    assert f"write '{name}.png' and '{name}.html'" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_noticed_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "d", "/proc/x/d"):
+        with pytest.raises(UserError, match=r"nothing can be written to .* give another --out"):
+            visualize.run(["what", "--checkpoint", "gone", "--out", str(out)])
+
+
 @pytest.mark.parametrize(("words", "message"), [
     ([], "query is empty"),
     (["what"], "no retriever is named"),

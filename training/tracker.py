@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ class Tracker:
         self._wandb = self._tensorboard = None
         if not self.active:
             return
+        check_trackers(config)
         self.out.mkdir(parents=True, exist_ok=True)
         if "wandb" in config.trackers:
             self._wandb = _start_wandb(config, self.out, facts)
@@ -106,11 +108,23 @@ def plot(rows: list[dict[str, Any]], path: str | Path) -> None:
         figure.savefig(handle, format="png", dpi=120)
 
 
+LIBRARIES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
+
+
+def check_trackers(config: Config) -> None:
+    """Whether the libraries that ``trackers`` asks for are here, before hours go into a run that needs them."""
+    for name in config.trackers if distributed.is_main() else ():
+        try:
+            importlib.import_module(LIBRARIES[name])
+        except ImportError:
+            raise UserError(
+                f"train.trackers asks for {name}, which is missing; pip install {name} or remove it."
+            ) from None
+
+
 def _start_wandb(config: Config, out: Path, facts: dict | None) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("train.trackers asks for wandb, which is missing; pip install wandb or remove it.") from None
+    import wandb
+
     mode = os.environ.get("WANDB_MODE")
     if mode is None and not wandb.api.api_key:
         mode = "offline"
@@ -143,10 +157,6 @@ def _run_id(out: Path) -> str:
 
 
 def _start_tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "train.trackers asks for tensorboard, which is missing; pip install tensorboard or remove it."
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(out / "tensorboard"))

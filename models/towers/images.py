@@ -76,9 +76,7 @@ def decode(ref: ImageRef, data: bytes | None = None, draft: int | None = None) -
             raise UserError(f"image '{ref.id}': box {ref.box} does not lie within {image.width}x{image.height} pixels.")
         image = image.crop(ref.box)
     if max(image.size) > NARROW * min(image.size):
-        raise UserError(
-            f"image '{ref.id}' is {image.width}x{image.height} pixels; crop it to at most {NARROW} to 1."
-        )
+        raise UserError(f"image '{ref.id}' is {image.width}x{image.height} pixels; crop it to at most {NARROW} to 1.")
     return image
 
 

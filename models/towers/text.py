@@ -36,8 +36,22 @@ class TextTower(nn.Module):
     def hidden_size(self) -> int:
         return self.trunk.config.hidden_size
 
+    @property
+    def positions(self) -> int | None:
+        """The longest text in tokens; None where positions are rotary or relative, which have no table to run out."""
+        table = getattr(getattr(self.trunk, "embeddings", None), "position_embeddings", None)
+        if not isinstance(table, nn.Embedding):
+            return None
+        # RoBERTa and MPNet count from behind their padding index.
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Trunk states [B, L, h] of ids [B, L]; ``mask`` [B, L] says which positions are attended."""
+        if self.positions is not None and ids.shape[1] > self.positions:
+            raise UserError(
+                f"a text has {ids.shape[1]} tokens, but the text tower has {self.positions} positions "
+                "(max_position_embeddings in its config.json); lower query_maxlen or doc_maxlen."
+            )
         return self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def project(self, states: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from core.config import Strict
@@ -37,7 +38,7 @@ class VisionConfig(Strict):
     global_layer: int = -1
     patch_layer: int = -2
     norm: bool = False
-    grid: int | None = None
+    grid: int | None = Field(None, ge=1)
 
 
 class VisionTower(nn.Module):
@@ -115,6 +116,11 @@ class VisionTower(nn.Module):
         side = round(patches.shape[1] ** 0.5)
         if side * side != patches.shape[1]:
             raise UserError(f"model.vision.grid needs a square patch grid, this tower has {patches.shape[1]} patches.")
+        if self.config.grid > side:
+            raise UserError(
+                f"model.vision.grid is {self.config.grid}, but this tower gives {side} x {side} patches; set it to "
+                f"{side} or less, or to null to keep them all."
+            )
         image = patches.transpose(1, 2).unflatten(2, (side, side))
         return nn.functional.adaptive_avg_pool2d(image, self.config.grid).flatten(2).transpose(1, 2)
 
