@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from core.names import Room
 
-PLANNED = frozenset({"aokvqa", "m2kr", "okvqa", "okvqa_gs", "remuq", "vl_ict"})
+PLANNED = frozenset({"aokvqa", "okvqa", "okvqa_gs", "remuq", "vl_ict"})
 """What the published recipes in cfgs/ train on and no module reads yet."""
 
-room = Room("dataset", key="data.name", what="data sets", helpers={"records_json", "draw"}, planned=PLANNED)
+HELPERS = {"records_json", "draw", "m2kr_rows", "m2kr_instructions"}
+
+room = Room("dataset", key="data.name", what="data sets", helpers=HELPERS, planned=PLANNED)
 names, module, config_class = room.names, room.module, room.config_class
 
 

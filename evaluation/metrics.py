@@ -44,6 +44,15 @@ def parse(name: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
+def apart(names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """What qrels judge (checked), and the cutoffs of the PseudoRecall@k among the names."""
+    texts = [n for n in names if re.fullmatch(rf"{PSEUDO_RECALL}@[1-9][0-9]*", n)]
+    others = [n for n in names if n not in texts]
+    for name in others:
+        parse(name)
+    return others, [int(n.split("@")[1]) for n in texts]
+
+
 def evaluate(rankings: Mapping[str, Ranking], qrels: Mapping[str, Mapping[str, int]], metrics: Sequence[str]) -> Scores:
     """Judge rankings by qrels: metric -> {query id: value}, with every query of ``qrels`` in its order.
 

@@ -7,6 +7,8 @@ Values are fractions; "queries" counts them; "ms per query" is the wall time of 
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,10 +61,15 @@ def read(path: str | Path) -> Report:
 
 def table(report: Report) -> str:
     """An aligned Markdown table, one line per split and kind, Success metrics with their interval in brackets."""
+    return results_table(rows(report))
+
+
+def rows(report: Report) -> list[dict[str, Any]]:
+    """The cells of ``table``."""
     cells = [(split, kind, cell) for split, kinds in report.items() for kind, cell in kinds.items()]
     names = [n for n in dict.fromkeys(n for *_, cell in cells for n in cell) if not n.endswith(BARS)]
     names.sort(key=lambda n: (n == MS) - (n == "queries"))  # how many first, how fast last
-    rows = []
+    made = []
     for split, kind, cell in cells:
         row: dict[str, Any] = {"split": split, "query": kind}
         for name in names:
@@ -73,8 +80,8 @@ def table(report: Report) -> str:
                 row[name] = f"{cell[name]:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
             else:
                 row[name] = cell.get(name)
-        rows.append(row)
-    return results_table(rows)
+        made.append(row)
+    return made
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -95,6 +102,18 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
         padded = [text.rjust(w) if r else text.ljust(w) for text, w, r in zip(line, widths, right)]
         out.append("| " + " | ".join(padded) + " |")
     return "\n".join(out) + "\n"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same columns as ``results_table``'s, as CSV with every digit; what is missing is empty."""
+    if not rows:
+        raise UserError("there are no rows to write; give at least one.")
+    out = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v == NONE else v for k, v in row.items()} for row in rows)
+    return out.getvalue()
 
 
 def plot(report: Report, path: str | Path, metric: str = "Success@5") -> None:

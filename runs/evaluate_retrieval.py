@@ -14,6 +14,7 @@ from pathlib import Path
 from core.cli import dead_flag, main
 from core.errors import UserError
 from runs.common import check_option, open_retriever, parse, parser, plan, query_encoder, visual_source
+from runs.m2kr import evaluate_m2kr, is_m2kr
 
 
 def arguments():
@@ -32,18 +33,25 @@ def arguments():
     legacy.add_argument("--save_path", help="JSON with the original's metric names (P@1, MRR, P@5, R@5, ...)")
     legacy.add_argument("--image_dir", help="folder that the queries' images are relative to")
     legacy.add_argument("--save_pairs", action="store_true", help="also write the top 5 passages of every query")
-    legacy.add_argument("--dataset_name", help="data set of --anno_file; vid2r is here, the others are still to come")
-    legacy.add_argument("--use_instruction", action="store_true", default=None, help="accepted, without effect yet")
+    legacy.add_argument(
+        "--dataset_name", help="vid2r, the data set of --anno_file, or m2kr.EVQA and the like (docs/M2KR.md)"
+    )
+    legacy.add_argument(
+        "--use_instruction", action="store_true", default=None, help="M2KR: put the instruction before the question"
+    )
+    legacy.add_argument("--dataset_hf_path", help="M2KR: its folder (default data/m2kr), or a hub name to download")
+    legacy.add_argument("--Ks", type=int, nargs="+", help="M2KR: cutoffs (default 1 5 10 20 50 100 500)")
     return made
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
-    dead_flag("--use_instruction", args.use_instruction, "the data sets here carry no instructions")
+    if not is_m2kr(args.dataset_name):
+        dead_flag("--use_instruction", args.use_instruction, "the data sets here carry no instructions")
     if not args.config_path:
         from runs.original_evaluation import evaluate_original
 
-        return evaluate_original(args)
+        return evaluate_m2kr(args) if is_m2kr(args.dataset_name) else evaluate_original(args)
     import dataset
     from core import distributed
     from core.device import pick_device
@@ -51,6 +59,7 @@ def run(argv: Sequence[str]) -> None:
     from evaluation.report import table
     from models.artifacts import weight_digest
     from runs.indexing import encoder_of, opened
+    from runs.judging import Judges
     from runs.original_evaluation import golds_indexed
     from runs.settings import load
     from training.states import TextStates
@@ -78,13 +87,14 @@ def run(argv: Sequence[str]) -> None:
     encode = query_encoder(retriever, visual_source(retriever, cache), states)
     effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
     report: dict = {}
+    judges = Judges(data, cfg.eval.metrics)
     for split in cfg.eval.splits or data.test_splits:
-        golds_indexed(index, data.qrels(split))
+        golds_indexed(index, judges.qrels(split))
     for split in cfg.eval.splits or data.test_splits:
         report[split] = {}
         for kind, queries in kinds(cfg.data.modality, cfg.eval.ablations, data.queries(split)):
             where = out / "runs" / f"{split}.{kind.replace(' ', '_').replace(',', '')}"
-            report[split][kind] = judged(encode, index, queries, data.qrels(split), cfg.eval, effort, where)
+            report[split][kind] = judged(encode, index, queries, judges, split, cfg.eval, effort, where)
     if not distributed.is_main():  # every process has the whole answer
         return
     write_json(out / "report.json", report)
@@ -105,18 +115,17 @@ def kinds(modality: str, ablations: Sequence[str], queries: Sequence) -> list[tu
     return found
 
 
-def judged(encode, index, queries, qrels, settings, effort: dict, where: Path) -> dict:
+def judged(encode, index, queries, judges, split: str, settings, effort: dict, where: Path) -> dict:
     """Search, judge, write the run and the per-query file; returns one row of the report."""
     from core import distributed
     from evaluation.files import write_per_query, write_run
     from evaluation.loop import run as search_all
-    from evaluation.metrics import evaluate
     from evaluation.report import entry
 
     rankings, milliseconds = search_all(
         encode, index, queries, min(settings.k, len(index)), settings.batch_size, **effort
     )
-    scores = evaluate(rankings, qrels, settings.metrics)
+    scores = judges.scores(rankings, queries, split)
     if distributed.is_main():
         write_run(where.with_name(where.name + ".trec"), rankings, tag=where.parent.parent.name)
         write_per_query(where.with_name(where.name + ".jsonl"), scores, rankings)

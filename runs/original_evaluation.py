@@ -24,7 +24,8 @@ def evaluate_original(args) -> None:
     name = need(args.dataset_name, "give --config_path, or --dataset_name with --anno_file and --index_name.")
     if name != "vid2r":
         raise UserError(
-            f"--dataset_name '{name}' is still to come; vid2r is here, and data sets of your own: see README."
+            f"--dataset_name '{name}' is still to come; vid2r and m2kr.<subset> are here, and data sets of your own: "
+            "see README."
         )
     need(args.anno_file, "give --anno_file, the queries.")
     index_name = need(args.index_name, "give --index_name, as run_indexer --exp_name wrote it.")

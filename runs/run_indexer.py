@@ -27,6 +27,7 @@ from runs.common import (
     visual_source,
     with_lengths,
 )
+from runs.m2kr import DOC_MAXLEN, data_of, is_m2kr
 
 
 def arguments():
@@ -55,8 +56,11 @@ def arguments():
     )
     legacy.add_argument("--colbert_ckpt", help="ColBERT folder or hub name (default ckpts/colbertv2.0)")
     legacy.add_argument("--mire_ckpt", help="MIRe .pth or checkpoint folder")
-    legacy.add_argument("--max_doc_len", type=int, help="tokens per passage (default 384)")
-    legacy.add_argument("--dataset_name", help="vid2r: --all_blocks_file may be its JSON list; others name nothing")
+    legacy.add_argument("--max_doc_len", type=int, help="tokens per passage (default 384, of M2KR 512)")
+    legacy.add_argument(
+        "--dataset_name", help="vid2r: --all_blocks_file may be its JSON list; m2kr.EVQA and the like: its passages"
+    )
+    legacy.add_argument("--dataset_hf_path", help="M2KR: its folder (default data/m2kr), or a hub name to download")
     legacy.add_argument("--image_dir", help="accepted, without effect: text passages have no images")
     legacy.add_argument("--kmeans_niters", type=int, help="k-means iterations (default 20)")
     return made
@@ -80,20 +84,25 @@ def run(argv: Sequence[str]) -> None:
     from runs.settings import IndexSection
 
     name = need(args.exp_name, "give --config_path, or --exp_name with --all_blocks_file.")
-    blocks = need(args.all_blocks_file, "give --all_blocks_file, the passages to index.")
+    blocks = args.dataset_name if is_m2kr(args.dataset_name) else args.all_blocks_file
+    need(blocks, "give --all_blocks_file, the passages to index.")
     checkpoint = args.checkpoint or args.mire_ckpt or args.colbert_ckpt or "ckpts/colbertv2.0"
     bits = args.n_bits or 2
     path = f"experiments/{name}/indexes/{name}.nbits={bits}"
     options = {"nbits": bits, "iterations": args.kmeans_niters or 20}
     section = with_backend(IndexSection(name="plaid", path=path, options=options), args.backend)
     if args.check:
-        return plan(f"index '{blocks}' with '{checkpoint}' in '{path}'", blocks, checkpoint)
-    if args.dataset_name == "vid2r" and is_json_list(blocks):
+        files = () if is_m2kr(blocks) else (blocks, checkpoint)
+        return plan(f"index '{blocks}' with '{checkpoint}' in '{path}'", *files)
+    if is_m2kr(blocks):
+        corpus = data_of(args).corpus()
+    elif args.dataset_name == "vid2r" and is_json_list(blocks):
         corpus = vid2r.Published(blocks).corpus()
     else:
         corpus = read_passages(blocks)
     device = pick_device(args.device or "auto")
-    retriever = with_lengths(open_retriever(checkpoint, device), doc_maxlen=args.max_doc_len or 384)
+    length = args.max_doc_len or (DOC_MAXLEN if is_m2kr(blocks) else 384)
+    retriever = with_lengths(open_retriever(checkpoint, device), doc_maxlen=length)
     build(retriever, corpus[: args.limit], section, path, overwrite=args.overwrite, device=index_device(device))
 
 

@@ -80,10 +80,11 @@ class Eval(Strict):
 
     @model_validator(mode="after")
     def _metrics_fit(self) -> Eval:
-        from evaluation.metrics import parse
+        from evaluation.metrics import apart
 
+        apart(self.metrics)
         for name in self.metrics:
-            if parse(name)[1] > self.k:
+            if int(name.split("@")[1]) > self.k:
                 raise UserError(f"eval.metrics has '{name}' but eval.k is {self.k}; raise eval.k or drop the metric.")
         return self
 

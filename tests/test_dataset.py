@@ -11,6 +11,8 @@ from core.config import check
 from core.errors import UserError
 from core.protocols import RetrievalDataset
 from dataset.records_json import read_passages, read_records
+from runs.common import corpus_of
+from tests.m2kr_case import tiny_m2kr, tiny_okvqa
 from tests.wikilens_case import tiny_wikilens
 
 ROWS = [{"id": i, "image": f"{i}.png", "question": f"q{i}", "document": f"passage {i % 7}", "negs": ["a", "b", "c"]}
@@ -31,8 +33,8 @@ def flagfacts(**changes):
 
 def contract(data, splits):
     """What every data set keeps: frozen records, qrels for every query, answers in the corpus, deterministic draws."""
-    corpus = {d.id for d in data.corpus()}
     for split in splits:
+        corpus = {d.id for d in corpus_of(data, split)}
         queries, qrels = data.queries(split), data.qrels(split)
         assert [q.id for q in queries] == list(qrels)
         assert all(set(judged) <= corpus for judged in qrels.values())
@@ -138,6 +140,13 @@ def test_every_data_set_has_what_the_protocol_says(name, tmp_path):
     elif name == "wikilens":
         tiny_wikilens(tmp_path / "wikilens")
         data = dataset.build(dataset.module(name).Config(limit=6, root=str(tmp_path / "wikilens")))
+    elif name == "m2kr":
+        root = str(tiny_m2kr(tmp_path))
+        data = dataset.build(dataset.module(name).Config(limit=6, subset="EVQA", path=root, image_dir=root))
+    elif name == "okvqa_flmr":
+        root = str(tiny_okvqa(tmp_path))
+        places = {"path": f"{root}/data", "passages": f"{root}/passages", "image_dir": f"{root}/images"}
+        data = dataset.build(dataset.module(name).Config(limit=6, **places))
     else:
         data = dataset.build(dataset.module(name).Config(limit=6))
     assert isinstance(data, RetrievalDataset)
