@@ -61,13 +61,14 @@ def test_commands_that_need_more_than_this_machine(line, tmp_path, monkeypatch, 
         importlib.import_module(module).run([*words, "--check"])
         assert re.search("^(check: would|plan: )", capsys.readouterr().out, re.M)
         return
-    text, vision = tiny.text_tower(tmp_path / "text"), tiny.vision_tower(tmp_path / "vision")
+    text, vision = tiny.text_tower(tmp_path / "text", positions=512), tiny.vision_tower(tmp_path / "vision")
     if "fresh: [linear" in Path(parsed.config_path).read_text():
-        text = tiny.text_tower(tmp_path / "plain", colbert=False)
+        text = tiny.text_tower(tmp_path / "plain", colbert=False, positions=512)
     changes = [f"model.text_tower={text}", f"model.vision.tower={vision}", "model.dim=16", "run.device=cpu",
                "model.vision.global_layer=-1", "model.vision.patch_layer=-2", "model.vision.grid=null"]  # fmt: skip
     if "init:" in Path(parsed.config_path).read_text():
-        tiny.retriever("mire", tmp_path / "init", num_tokens=16, num_heads=12).save_pretrained(tmp_path / "init" / "m")
+        made = tiny.retriever("mire", tmp_path / "init", num_tokens=16, num_heads=12, text_tower=str(text))
+        made.save_pretrained(tmp_path / "init" / "m")
         changes += [f"run.init={tmp_path / 'init' / 'm'}"]
     train_retrieval.run([*words, *changes, "--check"])
     assert "trainable parameters" in capsys.readouterr().out

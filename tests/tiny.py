@@ -16,7 +16,7 @@ play made with rice and cheese snow mountain island sea it eats lives mild dry h
 elements image""".split()  # noqa: SIM905 (a word list reads better so)
 
 
-def text_tower(folder: Path, colbert: bool = True, seed: int = 0, hidden: int = 32) -> Path:
+def text_tower(folder: Path, colbert: bool = True, seed: int = 0, hidden: int = 32, positions: int = 128) -> Path:
     """A BERT of two layers with WordPiece vocabulary; with ``linear.weight`` when it is a ColBERT."""
     from safetensors.torch import save_file
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -29,7 +29,7 @@ def text_tower(folder: Path, colbert: bool = True, seed: int = 0, hidden: int = 
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary), hidden_size=hidden, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=2 * hidden, max_position_embeddings=128, hidden_dropout_prob=0.1,
+        intermediate_size=2 * hidden, max_position_embeddings=positions, hidden_dropout_prob=0.1,
     )  # fmt: skip
     torch.manual_seed(seed)
     state = {k: v.clone() for k, v in BertModel(config).state_dict().items()}
