@@ -5,7 +5,7 @@
 #   bash scripts/compare_fusions.sh --smoke              # the same stages on a handful of records
 #   bash scripts/compare_fusions.sh --arms cls mire_clean --data flagfacts --seeds 1
 source "$(dirname "$0")/env.sh"
-install requirements-quickstart.txt
+install requirements-quickstart.txt requirements-wikilens.txt
 
 for tower in minilm-l6 dinov2-small efficientnet-lite0; do
   [ -f "ckpts/$tower/config.json" ] || python scripts/prepare_towers.py --only "$tower"
