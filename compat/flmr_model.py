@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from compat.flmr_tokenizers import FLMRContextEncoderTokenizer, FLMRQueryEncoderTokenizer
 from core import distributed
 from core.batch import Batch
 from core.errors import UserError
@@ -67,10 +69,34 @@ class FLMRModelForRetrieval(FLMR):
         cls, path: str | Path, query_tokenizer=None, context_tokenizer=None, **ignored
     ) -> FLMRModelForRetrieval:
         """A released folder or hub name, or a checkpoint of this project. The tokenizers are the checkpoint's own;
-        given ones, and loading options of transformers, are accepted and not needed."""
+        given ones are only compared. Loading options of transformers have no effect, which a note says."""
+        if told := sorted(ignored.keys() - {"trust_remote_code"}):
+            print(f"note: from_pretrained has no use for {', '.join(told)}; the weights are float32.", file=sys.stderr)
         model = super().from_pretrained(path)
+        for name, given in (("query_tokenizer", query_tokenizer), ("context_tokenizer", context_tokenizer)):
+            if given is not None and given.get_vocab() != model.tokenizer.tokenizer.get_vocab():
+                raise UserError(
+                    f"{name} has another vocabulary than '{path}'; leave it out, the checkpoint has its own."
+                )
         model.freeze([])
         return model
+
+    def save_pretrained(self, path: str | Path, provenance: dict | None = None, layout: str = "hub", **ignored) -> None:
+        """Write the released layout, tokenizer folders included, or with ``layout="own"`` this project's."""
+        super().save_pretrained(path, provenance, layout)
+
+    @property
+    def query_tokenizer(self) -> FLMRQueryEncoderTokenizer:
+        return FLMRQueryEncoderTokenizer(self.tokenizer, **self._tokenizer_settings())
+
+    @property
+    def context_tokenizer(self) -> FLMRContextEncoderTokenizer:
+        return FLMRContextEncoderTokenizer(self.tokenizer, **self._tokenizer_settings())
+
+    def _tokenizer_settings(self) -> dict:
+        stage = self.config.eval
+        lengths = {"query_maxlen": stage.query_maxlen, "doc_maxlen": stage.doc_maxlen}
+        return {**lengths, "attend_to_mask_tokens": self.attends()}
 
     # ---- the original's module names, for freezing and looking
 
@@ -148,6 +174,8 @@ class FLMRModelForRetrieval(FLMR):
         text = _flag(concat_output_from_text_encoder, "text" in rows, input_ids is not None, "text")
         switches = _switches(vision, text, size)
         wanted = [k for k, on in (("text", text), ("global", vision), ("mapped", vision)) if switches or on]
+        if input_ids is not None and "text" in wanted:
+            self._tell_of_ids(input_ids)
         if input_ids is None:  # an empty question stands beside the images; only the mapping network reads it
             input_ids, attention_mask = self._empty(size)
         tensors = {"ids": input_ids, "mask": attention_mask, "has_text": input_ids.new_ones(size, dtype=torch.bool)}
@@ -197,10 +225,29 @@ class FLMRModelForRetrieval(FLMR):
         mask = found.mask.unsqueeze(-1) if return_mask else None
         return FLMRContextEncoderOutput(found.embeddings[:, 0], out, mask, found)
 
+    def _tell_of_ids(self, ids: Tensor) -> None:
+        """``_tell_of_separators`` of tokenised queries."""
+        if self.separator_id is None or getattr(self, "_told", False):
+            return
+        lacking = (~(ids == self.separator_id).any(1)).nonzero().flatten().tolist()
+        if lacking:
+            self._told = True
+            print(
+                f"warning: row {lacking[0]} of input_ids has no '{self.config.instruction_separator}' within "
+                f"{ids.shape[1]} tokens, so all its rows count, an instruction's too; write 'instruction: question', "
+                "and a shorter instruction if it was cut off. (Said once.)",
+                file=sys.stderr,
+            )
+
     def _images(self, pixels, features, patches: bool) -> tuple[VisualBatch | None, tuple[int, int] | None]:
         """All images of the batch one after another, and (B, images per item)."""
         if pixels is not None and features is not None:
             raise UserError("pixel_values and image_features are both given; give one of them.")
+        for name, given in (("pixel_values", pixels), ("image_features", features)):
+            if given is not None and not isinstance(given, Tensor):
+                raise UserError(
+                    f"{name} is a {type(given).__name__}, not a tensor; stack one entry per text (torch.stack)."
+                )
         if (pixels is not None or features is not None) and self.vision is None:
             raise UserError("images are given, but this checkpoint reads text only (use_vision_encoder is false).")
         if pixels is not None:
@@ -225,6 +272,18 @@ class FLMRModelForRetrieval(FLMR):
         """ids and mask of empty questions, as the query tokenizer makes them."""
         device = self.query_tower.linear.weight.device
         return tuple(t.to(device) for t in self.tokenize("query", [""] * size))
+
+    def rerank(
+        self, query: Any, documents: Sequence, k: int | None = None, batch_size: int = 64
+    ) -> list[tuple[int, int, float]]:
+        """[(position in ``documents``, rank, score), ...] of the k best (None: all) by exact MaxSim, best first.
+
+        query: a text, (text, features, None), (text, None, image path), or the output of ``query`` for one query.
+        documents: of the same forms. Nothing is indexed.
+        """
+        from compat.flmr_collection import rerank
+
+        return rerank(self, query, documents, k, batch_size)
 
     # ---- training
 

@@ -17,8 +17,12 @@ names, module, config_class = room.names, room.module, room.config_class
 
 
 def from_pretrained(path: str | Path):
-    """Load any checkpoint folder this project wrote, whatever its family."""
+    """Load any checkpoint folder this project wrote, whatever its family; or FLMR's released one, also of the hub."""
+    from models.towers.folders import is_hub_name, resolve
+
     folder = Path(path)
+    if "/" in str(path) and is_hub_name(str(path)):
+        folder = resolve(str(path))
     if not (folder / "config.json").is_file():
         raise UserError(
             f"'{path}' is not a checkpoint folder (no config.json); give a folder that training or "

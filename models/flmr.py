@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from core.batch import Batch
 from core.errors import UserError
-from core.files import fingerprint, read_json
+from core.files import fingerprint, read_object
 from core.records import Document, Query
 from core.tokens import TokenBatch
 from core.visual import VisualBatch
@@ -29,7 +29,7 @@ from models.towers.images import PixelSource
 from models.towers.text import TextTower, load_text_tower
 from models.towers.tokenizer import ColbertTokenizer
 from models.towers.vision import VisionConfig, VisionTower, load_vision_tower
-from models.visual import SeesImages, assemble, owner_of, pixels_of
+from models.visual import SeesImages, assemble, noisy, owner_of, pixels_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "flmr": {},
@@ -54,7 +54,9 @@ class Config(colbert.Config):
     one vocabulary entry, null keeps all rows.
     vision: null makes a text retriever. separate_vision: documents' images have a tower and projection of their own.
     num_tokens: T rows per image. skip_query_ids: vocabulary entries whose rows of queries never count.
-    frozen: of "text", "linear" (both sides of each), "vision" (the towers), "fusion" (projection and mapping).
+    visual_noise: noise on image features in training, in standard deviations per dimension; 0 as published.
+    frozen: of "text", "linear" (both sides of each), "vision" (the towers), "fusion" (projection and mapping), and
+    "documents": what encodes text documents, so that their index stays right (with separate_text only).
     """
 
     name: Literal["flmr"] = "flmr"
@@ -66,7 +68,8 @@ class Config(colbert.Config):
     separate_vision: bool = False
     num_tokens: int = Field(32, ge=1)
     skip_query_ids: list[int] = []
-    frozen: list[Literal["text", "linear", "vision", "fusion"]] = ["vision"]
+    visual_noise: float = Field(0.0, ge=0)
+    frozen: list[Literal["text", "linear", "vision", "fusion", "documents"]] = ["vision"]
     fresh: list[str] = ["fusion"]
     train: Stage = Stage()
     valid: Stage | None = None
@@ -82,6 +85,11 @@ class Config(colbert.Config):
         if self.vision is None and (self.mapping is not None or self.separate_vision):
             raise ValueError("vision is null, so mapping must be null and separate_vision false")
         kinds = {"text", *(() if self.vision is None else ("global",)), *(() if self.mapping is None else ("mapped",))}
+        if "documents" in self.frozen and not self.separate_text:
+            raise ValueError(
+                "frozen names 'documents', but without separate_text queries have the same text tower; "
+                "freeze 'text' and 'linear'"
+            )
         for stage in (self.train, self.valid, self.eval):
             if stage is not None and not kinds & {*stage.rows}:
                 raise ValueError(f"rows {stage.rows} leave nothing, this model has {sorted(kinds)}")
@@ -145,8 +153,22 @@ class FLMR(SeesImages, colbert.ColBERT):
         for tower in (self.vision, self.document_vision):
             if tower is not None:
                 idle += [m for name, m in tower.named_modules() if name.endswith("post_layernorm")]
+        if "documents" in frozen:
+            idle.append(self.text)
         for module in idle:
             module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FLMR:
+        super().train(mode)
+        if "documents" in getattr(self, "_frozen", ()):
+            self.text.eval()
+        return self
+
+    def resolved(self, config: Config) -> Config:
+        """``config`` with the mapping network's shape written out where it is the text tower's."""
+        if config.mapping is None:
+            return config
+        return config.model_copy(update={"mapping": config.mapping.resolved(self.text.trunk.config)})
 
     # ---- collate
 
@@ -178,7 +200,8 @@ class FLMR(SeesImages, colbert.ColBERT):
                     f"document '{record.id}' has an image, but this model's documents are text; set "
                     f"model.{self.stage}.document_rows: [global, text] to use images, or remove them."
                 )
-        if self.document_vision is not None and visual is not None and visual.fingerprint.get("kind") != "pixels":
+        kind = "pixels" if visual is None else visual.fingerprint.get("kind")
+        if self.document_vision is not None and kind not in ("pixels", "given"):
             visual = None if not any(r.images for r in records) else self._refuse_cache()
         found = self._fetch(records, visual)
         batch = self._text_batch("document", [r.text for r in records], states)
@@ -224,9 +247,14 @@ class FLMR(SeesImages, colbert.ColBERT):
     # ---- encode
 
     def visual_features(self, images: VisualBatch, side: str = "query") -> VisualBatch:
-        """Stored features pass through, pixels go through the side's tower, which makes a graph where it trains."""
-        if images.pixels is None:
-            return images
+        """Stored features pass through, pixels go through the side's tower, which makes a graph where it trains.
+
+        While training with the config's noise.
+        """
+        features = images if images.pixels is None else self._through_the_tower(images, side)
+        return noisy(features, self.config.visual_noise) if self.training and self.config.visual_noise else features
+
+    def _through_the_tower(self, images: VisualBatch, side: str) -> VisualBatch:
         tower = self.vision if side == "query" or self.document_vision is None else self.document_vision
         wanted, found = getattr(tower.trunk.config, "image_size", None), tuple(images.pixels.shape[-2:])
         if wanted is not None and found != (wanted, wanted) and tower.family == "clip_vision_model":
@@ -348,7 +376,7 @@ class FLMR(SeesImages, colbert.ColBERT):
         from models import flmr_files
 
         folder = resolve(str(path))
-        if flmr_files.is_released(read_json(folder / "config.json", "checkpoint config")):
+        if flmr_files.is_released(read_object(folder / "config.json", "checkpoint config")):
             return flmr_files.load(cls, folder)
         return super().from_pretrained(folder)
 

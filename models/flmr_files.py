@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import atomic_folder, read_json, write_json
+from core.files import atomic_folder, read_object, write_json
 from models import artifacts
 from models.flmr_head import Mapping
 from models.keys import flmr as keys
 from models.towers.conventions import Conventions
-from models.towers.folders import assign, read_weights, tower_config
+from models.towers.folders import assign, read_weights, resolve, tower_config
 from models.towers.images import PixelSource
 from models.towers.text import TextTower
 from models.towers.tokenizer import ColbertTokenizer
@@ -80,7 +80,7 @@ def is_released(raw: dict) -> bool:
 
 def load(cls: type, folder: Path):
     """A retriever of class ``cls`` (``models.flmr.FLMR``); every tensor of the folder is used, none stays random."""
-    raw = read_json(folder / "config.json", "checkpoint config")
+    raw = read_object(folder / "config.json", "checkpoint config")
     words, settings = read_tokenizers(folder)
     model = skeleton(cls, raw, folder, words, settings)
     assign_released(model, read_weights(folder), folder)
@@ -172,11 +172,11 @@ def _mapping(top: dict, text: dict, folder: Path) -> Mapping:
     hub's bert-base-uncased, whose numbers are known."""
     name = top["transformer_mapping_config_base"] or BERT
     if (folder / name / "config.json").is_file():
-        base = read_json(folder / name / "config.json", "mapping config")
+        base = read_object(folder / name / "config.json", "mapping config")
     elif name == BERT or name.endswith(f"/{BERT}"):
         base = {}
     else:
-        base = tower_config(Path(name)).to_dict()
+        base = tower_config(resolve(name, folder)).to_dict()
     base = {**TEXT, **base}
     if base["hidden_size"] != text["hidden_size"]:
         raise UserError(
@@ -212,27 +212,30 @@ def _pixels(folder: Path, size: int) -> PixelSource:
 
 def read_tokenizers(folder: Path) -> tuple:
     """(Hugging Face tokenizer, settings of both sides) of the two tokenizer folders, whose vocabulary must be one."""
-    raw = {}
-    for side in SIDES:
-        place = folder / f"{side}_tokenizer"
-        for name in ("vocab.txt", "tokenizer_config.json"):
-            if not (place / name).is_file():
-                raise UserError(
-                    f"'{folder}' has no {side}_tokenizer/{name}; a released FLMR folder has query_tokenizer "
-                    "and context_tokenizer in it, copy them from the model it was trained from."
-                )
-        raw[side] = read_json(place / "tokenizer_config.json", "tokenizer config")
-    words = {side: _words(folder / f"{side}_tokenizer", raw[side]) for side in SIDES}
-    if words["query"].get_vocab() != words["context"].get_vocab():
+    (words, asked), (others, answered) = (read_tokenizer(folder / f"{side}_tokenizer") for side in SIDES)
+    if words.get_vocab() != others.get_vocab():
         raise UserError(
             f"the vocabularies of the two tokenizer folders of '{folder}' differ; both sides need the same."
         )
-    text = {**TEXT, **read_json(folder / "config.json").get("text_config", {})}
-    return words["query"], {
-        "query_maxlen": raw["query"].get("query_maxlen", text.get("query_maxlen", 32)),
-        "doc_maxlen": raw["context"].get("doc_maxlen", DOC_MAXLEN),
-        "attend_to_mask_tokens": raw["query"].get("attend_to_mask_tokens", False),
-    }
+    text = {**TEXT, **read_object(folder / "config.json").get("text_config", {})}
+    settings = {"query_maxlen": text.get("query_maxlen", 32), "attend_to_mask_tokens": False, **asked}
+    return words, {**settings, "doc_maxlen": answered.get("doc_maxlen", DOC_MAXLEN)}
+
+
+SETTINGS = {"query_maxlen", "doc_maxlen", "attend_to_mask_tokens"}
+"""Of a tokenizer_config.json, beside what transformers knows."""
+
+
+def read_tokenizer(place: Path) -> tuple:
+    """(Hugging Face tokenizer, those of ``SETTINGS`` that are said) of one tokenizer folder."""
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        if not (place / name).is_file():
+            raise UserError(
+                f"'{place.parent}' has no {place.name}/{name}; a released FLMR folder has query_tokenizer "
+                "and context_tokenizer in it, copy them from the model it was trained from."
+            )
+    raw = read_object(place / "tokenizer_config.json", "tokenizer config")
+    return _words(place, raw), {key: raw[key] for key in SETTINGS & raw.keys()}
 
 
 def _words(folder: Path, raw: dict):
@@ -243,7 +246,7 @@ def _words(folder: Path, raw: dict):
     made = BertTokenizerFast(vocab=str(folder / "vocab.txt"), **known)
     added = {int(k): v["content"] for k, v in raw.get("added_tokens_decoder", {}).items()}
     if (folder / "added_tokens.json").is_file():
-        added |= {v: k for k, v in read_json(folder / "added_tokens.json", "added tokens").items()}
+        added |= {v: k for k, v in read_object(folder / "added_tokens.json", "added tokens").items()}
     made.add_tokens([AddedToken(added[i], normalized=False, special=True) for i in sorted(added)], special_tokens=True)
     moved = {word: i for i, word in added.items() if made.convert_tokens_to_ids(word) != i}
     if moved:
@@ -289,8 +292,14 @@ def save(model, path: str | Path, facts: dict | None = None, shard_bytes: int = 
     _expressible(model)
     with atomic_folder(path) as folder:
         write_json(folder / "config.json", released_config(model, folder))
+        stage = model.config.eval
+        lengths = {"query_maxlen": stage.query_maxlen, "doc_maxlen": stage.doc_maxlen}
         for side in SIDES:
-            _write_tokenizer(model, folder / f"{side}_tokenizer", side)
+            place = folder / f"{side}_tokenizer"
+            place.mkdir()
+            write_tokenizer(
+                model.tokenizer.tokenizer, place, side, {**lengths, "attend_to_mask_tokens": model.attends()}
+            )
         if model._pixels is not None:
             model._pixels.save(folder)
         state = {}
@@ -373,14 +382,13 @@ def released_config(model, folder: Path) -> dict:
     }
 
 
-def _write_tokenizer(model, folder: Path, side: str) -> None:
-    words, stage = model.tokenizer.tokenizer, model.config.eval
+def write_tokenizer(words, folder: Path, side: str, settings: dict) -> None:
+    """The files of one side's tokenizer folder. words: a Hugging Face tokenizer; settings: all of ``SETTINGS``."""
     vocabulary = words.backend_tokenizer.get_vocab(with_added_tokens=False)
     added = {w: i for w, i in sorted(words.get_added_vocab().items(), key=lambda item: item[1])}
     special = {k: str(v) for k, v in words.special_tokens_map.items() if isinstance(v, str)}
-    own = {"query_maxlen": stage.query_maxlen, "attend_to_mask_tokens": model.attends()}
+    own = ("query_maxlen", "attend_to_mask_tokens") if side == "query" else ("doc_maxlen",)
     normalizer = json.loads(words.backend_tokenizer.to_str())["normalizer"] or {}
-    folder.mkdir()
     ordered = sorted(vocabulary, key=vocabulary.get)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in ordered), encoding="utf-8")
     beyond = {w: i for w, i in added.items() if w not in vocabulary}
@@ -400,7 +408,7 @@ def _write_tokenizer(model, folder: Path, side: str) -> None:
             "tokenize_chinese_chars": normalizer.get("handle_chinese_chars", True),
             "model_max_length": 512,
             **special,
-            **(own if side == "query" else {"doc_maxlen": stage.doc_maxlen}),
+            **{key: settings[key] for key in own},
         },
     )
 

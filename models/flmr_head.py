@@ -32,6 +32,11 @@ class Mapping(Strict):
     eps: float = Field(EPS, gt=0)
     text_rows: int = Field(32, ge=1)
 
+    def resolved(self, trunk) -> Mapping:
+        """With the text trunk's values where it leaves them open. trunk: its Hugging Face config."""
+        heads, width = self.heads or trunk.num_attention_heads, self.width or trunk.intermediate_size
+        return self.model_copy(update={"heads": heads, "width": width})
+
 
 class ImageRows(nn.Module):
     """projection: [N, v] -> [N, T, dim]. mapping: patches and text states -> [N, P, dim], where there is one."""
@@ -46,14 +51,13 @@ class ImageRows(nn.Module):
         self.document_projection = global_mlp(v, dim, tokens) if separate_documents else None
         self.options = mapping
         if mapping is not None:
-            h = text_config.hidden_size
-            heads, width = mapping.heads or text_config.num_attention_heads, mapping.width
-            if h % heads:
+            h, mapping = text_config.hidden_size, mapping.resolved(text_config)
+            if h % mapping.heads:
                 raise UserError(
-                    f"model.mapping.heads is {heads}, which does not divide the text tower's width {h}; "
+                    f"model.mapping.heads is {mapping.heads}, which does not divide the text tower's width {h}; "
                     "give a number that does."
                 )
-            layer = (h, heads, width or text_config.intermediate_size, mapping.dropout)
+            layer = (h, mapping.heads, mapping.width, mapping.dropout)
             self.mapping_input = nn.Linear(v, h)
             self.mapping = nn.ModuleDict(
                 {

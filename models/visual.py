@@ -120,7 +120,8 @@ class SeesImages:
         return {"images": source.fetch(refs), "offsets": offsets}
 
     def _check_source(self, source: VisualSource) -> None:
-        if source.fingerprint.get("kind") in ("pixels", "npy") or getattr(self, "_source_checked", None) is source:
+        named = source.fingerprint.get("kind") not in ("pixels", "npy", "given")  # says which tower made it
+        if not named or getattr(self, "_source_checked", None) is source:
             return
         found = source.fingerprint
         wanted = as_stored(json.loads(json.dumps(self.visual_spec())), found)
@@ -228,7 +229,7 @@ class VisualColBERT(SeesImages, colbert.ColBERT):
         """``fuse`` on features of N images, with noise while training when the config asks for it."""
         features = self.visual_features(images)
         if self.training and self.config.visual_noise:
-            features = _noisy(features, self.config.visual_noise)
+            features = noisy(features, self.config.visual_noise)
         return self.fuse(features, text)
 
     def encode_documents(self, batch: Batch) -> TokenBatch:
@@ -305,14 +306,16 @@ def assemble(parts: list[tuple[str, Tensor, Tensor]], extras: dict) -> TokenBatc
     return TokenBatch(embeddings, torch.cat([mask for _, _, mask in parts], 1), Rows(kinds, source), extras)
 
 
-def _noisy(features: VisualBatch, scale: float) -> VisualBatch:
+def noisy(features: VisualBatch, scale: float) -> VisualBatch:
     """Features with Gaussian noise of ``scale`` times their standard deviation over the batch, per dimension."""
 
     def add(values: Tensor) -> Tensor:
         spread = values.flatten(0, -2).std(0, correction=0)
         return values + scale * spread * torch.randn_like(values)
 
-    return VisualBatch(global_=add(features.global_), patches=add(features.patches))
+    return VisualBatch(
+        global_=add(features.global_), patches=None if features.patches is None else add(features.patches)
+    )
 
 
 def pixels_of(folder: Path) -> PixelSource | None:

@@ -19,7 +19,7 @@ ALLOWED = {
     **{room: {"core", room} for room in ROOMS},
     "runs": {"core", "runs", *ROOMS},
     "train_retrieval": {"core", "runs", *ROOMS},
-    "compat": {"core", "compat", *ROOMS},
+    "compat": {"core", "compat", "runs", *ROOMS},
 }
 CORE_THIRD_PARTY = {"torch", "numpy", "omegaconf", "pydantic", "tqdm", "yaml"}
 """yaml comes with OmegaConf; tqdm draws the progress bars of every room."""

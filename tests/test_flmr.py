@@ -17,6 +17,7 @@ from core.errors import UserError
 from core.records import Document, ImageRef, Query
 from models import artifacts, flmr_files, originals
 from models.flmr import FLMR, Config
+from models.flmr_head import Mapping
 from models.keys import flmr as keys
 from models.towers.folders import read_weights
 from tests import tiny
@@ -184,6 +185,12 @@ def test_folders_that_lack_something_are_one_sentence(folder):
         FLMR.from_pretrained(folder)
     (folder / "context_tokenizer" / "vocab.txt").write_text(words)
     raw = json.loads((folder / "config.json").read_text())
+    for name in ("context_tokenizer/tokenizer_config.json", "mapping_config/config.json", "config.json"):
+        kept = (folder / name).read_text()
+        (folder / name).write_text("[1]")
+        with pytest.raises(UserError, match=r"holds a list, not an object of keys"):
+            FLMR.from_pretrained(folder)
+        (folder / name).write_text(kept)
     for change, match in [
         ({"text_config": {**raw["text_config"], "text_encoder_base_model": "xlm-roberta-base"}}, "'xlm-roberta-base'"),
         ({"query_concat_output_from_vision_encoder": False, "query_concat_output_from_text_encoder": False}, "both"),
@@ -207,6 +214,18 @@ def test_the_mapping_network_follows_its_own_config(folder):
     assert not torch.allclose(model.fusion.mapped_rows(patches, states), plain.fusion.mapped_rows(patches, states))
     model.save_pretrained(folder.parent / "out", layout="hub")
     assert FLMR.from_pretrained(folder.parent / "out").config.mapping == model.config.mapping
+
+
+def test_a_mapping_network_may_be_spelt_out(tmp_path):
+    """run.init: what a config leaves to the text tower is the same as its numbers, and not the same as others."""
+    model = variant(tmp_path)
+    spelt = [model.config.model_copy(update={"mapping": Mapping(heads=heads, width=64)}) for heads in (2, 4)]
+    left_open, same, other = (model.resolved(c) for c in (model.config, *spelt))
+    artifacts.check_compatible(left_open, same)
+    with pytest.raises(UserError, match=r"model\.mapping\.heads: 2 there, 4 now"):
+        artifacts.check_compatible(left_open, other)
+    plain = variant(tmp_path, variant="flmr")
+    assert plain.resolved(plain.config) is plain.config
 
 
 def test_separate_vision_encoders(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from compat.flmr import FLMRModelForRetrieval
 from core.protocols import Ranking
 from core.records import ImageRef, Query
 from dataset import m2kr, okvqa_flmr
@@ -38,17 +39,23 @@ class Script:
 
     def __init__(self, case: Case) -> None:
         self.case, self.model = case, load_original(case.path / "checkpoint").eval()
+        self.api = FLMRModelForRetrieval.from_pretrained(case.path / "checkpoint").eval()
         self.pixels = DropsTransparency(case.path / "preprocessor")
 
     def tensors(self, queries: list[Query], prefix: str = "") -> list[dict]:
-        """Compares pixels and vectors; returns per query the text, ids and mask that the model reads."""
+        """Compares pixels and vectors, those of the library API too; returns per query the text, ids and mask that the
+        model reads."""
         each = len(queries[0].images)
         assert all(len(q.images) == each for q in queries)
         pixels = self.pixels.fetch([ref for q in queries for ref in q.images]).pixels
-        self.case.tensor(f"{prefix}pixel_values", pixels.unflatten(0, (len(queries), each)), "embedding")
+        pixels = pixels.unflatten(0, (len(queries), each))
+        self.case.tensor(f"{prefix}pixel_values", pixels, "embedding")
         batch = self.model.collate_queries(queries, self.pixels)
+        encoding = self.api.query_tokenizer([self.model.question(q) for q in queries])
         with torch.no_grad():
             vectors = self.model.encode_queries(batch).embeddings
+            same = self.api.query(**encoding, pixel_values=pixels).late_interaction_output
+        torch.testing.assert_close(same, vectors, atol=1e-5, rtol=0)
         self.case.tensor(f"{prefix}query_embeddings", vectors, "embedding")
         shown = batch["mask"] if not self.model.attends() else torch.ones_like(batch["mask"])
         return [
