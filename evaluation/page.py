@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from core.files import atomic_file
 from evaluation.explain import Explanation, as_json
 
-TEMPLATE = Path(__file__).with_name("page.html")
+WHY = Path(__file__).parent
+"""Folder of ``page.html``, and of ``why.js`` and ``why.css``, which draw: the searcher's page uses these two as well."""
 
 
 def write(explanation: Explanation, path: str | Path) -> None:
@@ -19,7 +22,13 @@ def write(explanation: Explanation, path: str | Path) -> None:
 
 
 def render(explanation: Explanation) -> str:
-    """The page's text. The data stand in it as JSON; no "<" of theirs can end the script element."""
-    data = json.dumps(as_json(explanation), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    title = html.escape(explanation.question or "an image")
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", title, 1).replace("{{data}}", data, 1)
+    """The page's text. The data stand in it as JSON."""
+    parts = {"css": (WHY / "why.css").read_text("utf-8"), "js": (WHY / "why.js").read_text("utf-8"),
+             "title": html.escape(explanation.question or "an image"), "data": as_script(as_json(explanation))}  # fmt: skip
+    template = (WHY / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(css|js|title|data)\}\}", lambda found: parts[found[1]], template)  # once: data may say {{js}}
+
+
+def as_script(data: Any) -> str:
+    """JSON that may stand in a script element: no "<" in it can end the element or begin another."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

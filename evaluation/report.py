@@ -16,7 +16,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.files import atomic_file, read_json, write_json
-from evaluation.bootstrap import RESAMPLES, interval
+from evaluation.bootstrap import RESAMPLES, intervals
 from evaluation.metrics import Scores, means
 
 METRICS = ("Success@1", "Success@5", "Success@10", "MRR@10", "nDCG@10")
@@ -26,7 +26,8 @@ KINDS = ("image+question", "question", "image", "image+question, no image", "ima
 MS = "ms per query"
 BARS = " 95%"
 NONE = "–"
-SHARES = ("Success@", "PseudoRecall@")  # of queries: 0 or 1 per query, shown with their interval in tables
+SHARES = ("Success@", "PseudoSuccess@", "PseudoRecall@")
+"""Shares of the queries, each 0 or 1 per query: shown with their interval in tables."""
 
 Report = dict[str, dict[str, dict[str, Any]]]
 
@@ -37,9 +38,10 @@ def entry(scores: Scores, ms_per_query: float | None = None, resamples: int = RE
     if len({frozenset(values) for values in scores.values()}) != 1:
         raise UserError(f"metrics over {sizes} queries make no report entry; judge every metric on the same queries.")
     cell: dict[str, Any] = {"queries": next(iter(sizes.values()))}
+    bounds = intervals(scores, resamples, seed=seed)
     for name, mean in means(scores).items():
         cell[name] = mean
-        cell[name + BARS] = list(interval(scores[name], resamples, seed=seed))
+        cell[name + BARS] = list(bounds[name])
     if ms_per_query is not None:
         cell[MS] = ms_per_query
     return cell

@@ -181,15 +181,17 @@ def test_vid2r_as_published(finished, tmp_path, monkeypatch, family):  # noqa: F
     judge = ["--dataset_name", "vid2r", flag, weights, "--index_name", "vid2r.nbits=2", "--anno_file", "vid2r.json",
              "--image_dir", str(root / "images"), "--save_path", "results/vid2r.json", "--save_pairs"]  # fmt: skip
     evaluate_retrieval.run(judge)
+    assert json.loads(Path("results/vid2r.json").read_text())["Success@100"] == 1.0
+    evaluate_retrieval.run([*judge, "--legacy_metrics"])
     assert json.loads(Path("results/vid2r.json").read_text())["R@100"] == 1.0
     pairs = json.loads(Path("results/vid2r_docs.json").read_text())
-    assert [p["question_id"] for p in pairs] == [str(i) for i in range(23)]
+    assert [p["question_id"] for p in pairs] == [str(i) for i in range(1, 24)]
     assert asked[0].query_maxlen == 64 and asked[0].doc_maxlen == 20
     other = str(tiny.text_tower(tmp_path / "other", seed=3))
     with pytest.raises(UserError, match="another checkpoint"):
         evaluate_retrieval.run([*judge, "--checkpoint", other])
     Path("vid2r.json").write_text(json.dumps(rows * 2))
-    with pytest.raises(UserError, match=r"does not hold '23', the answer of query '23'"):
+    with pytest.raises(UserError, match=r"does not hold '25', the answer of query '25'"):
         evaluate_retrieval.run(judge)
 
 
@@ -203,6 +205,7 @@ def test_limit_everywhere(finished, tmp_path, capsys):  # noqa: F811
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2].strip().isdigit()]
     assert {line[2] for line in lines} == set(first)
     report.run(["--limit", "1", "--out", str(tmp_path), str(root / "run"), "nothing"])
+    assert "examples of 'test': 6 of 6 queries" in capsys.readouterr().out
     doctor.run(["--limit", "1"])
     assert "nothing to limit" in capsys.readouterr().out
     convert_checkpoint.run(["--limit", "1", "--check", "nothing.pth", str(tmp_path / "out")])

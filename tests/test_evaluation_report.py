@@ -120,8 +120,9 @@ def test_per_query_file(tmp_path):
     files.write_per_query(tmp_path / "a.jsonl", scores, rankings, top=2)
     first = json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8").split("\n")[0])
     assert first == {"query_id": "q1", "MRR@5": 0.5, "P@1": 0.0, "top": [["d2", 0.1 + 0.2], ["d1", 0.25]]}
-    again, tops = files.read_per_query(tmp_path / "a.jsonl")
-    assert again == scores
+    again = files.read_per_query(tmp_path / "a.jsonl")
+    assert again.scores == scores
+    tops = again.rankings
     assert tops["q1"].ids == ("d2", "d1") and tops["q2"] == rankings["q2"] and tops["q3"].ids == ()
     for damaged in ('{"query_id": "q"}', "[]", "{", '{"query_id": "q", "top": []}\n{"query_id": "q", "top": []}'):
         (tmp_path / "b.jsonl").write_text(damaged, encoding="utf-8")
