@@ -14,11 +14,11 @@ class Room:
     """The modules of a package that a YAML may name.
 
     package: its import name. key: the YAML key that names one. what: the plural in messages. helpers: its modules
-    that are not for naming. planned: names that some YAML gives already and whose module is still to come.
+    that are not for naming.
     """
 
-    def __init__(self, package: str, key: str, what: str, helpers: Set[str], planned: Set[str] = frozenset()) -> None:
-        self.package, self.key, self.what, self.helpers, self.planned = package, key, what, helpers, planned
+    def __init__(self, package: str, key: str, what: str, helpers: Set[str]) -> None:
+        self.package, self.key, self.what, self.helpers = package, key, what, helpers
 
     def names(self) -> list[str]:
         """Every name that the YAML may give."""
@@ -28,10 +28,7 @@ class Room:
     def module(self, name: str) -> ModuleType:
         """The module of that name; an unknown name is an error that lists the known ones."""
         if name not in self.names():
-            here = f"known {self.what} are {', '.join(self.names())}"
-            if name in self.planned:
-                raise UserError(f"{self.key} '{name}' is not here yet; {here}.")
-            raise UserError(f"{self.key} is '{name}'; {here}.")
+            raise UserError(f"{self.key} is '{name}'; known {self.what} are {', '.join(self.names())}.")
         return importlib.import_module(f"{self.package}.{name}")
 
     def config_class(self, section: dict) -> type:

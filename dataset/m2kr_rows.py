@@ -3,7 +3,6 @@ or JSON lines. Needs pyarrow for the first two, and never the ``datasets`` libra
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from bisect import bisect_right
@@ -12,11 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from core.errors import UserError
 from core.records import Document
-from dataset.records_json import unreadable
+from dataset.lines import Lines
 
 T = TypeVar("T")
 
@@ -210,34 +207,5 @@ def _arrow(files: Sequence[Path], fields: Sequence[str]) -> tuple:
 
 def _json(files: Sequence[Path], fields: Sequence[str]) -> tuple:
     (file,) = files
-    offsets, place = [], 0
-    try:
-        with open(file, "rb") as handle:
-            for line in handle:
-                if line.strip():
-                    offsets.append(place)
-                place += len(line)
-    except OSError as error:
-        raise UserError(unreadable("data file", file, error)) from None
-    starts = np.asarray(offsets, dtype=np.int64)
-
-    def row(position: int) -> dict[str, Any]:
-        with open(file, "rb") as handle:
-            handle.seek(int(starts[position]))
-            return parsed(handle.readline(), position)
-
-    def parsed(line: bytes, position: int) -> dict[str, Any]:
-        try:
-            found = json.loads(line)
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise UserError(f"row {position} of '{file}' is no JSON ({error}); write one object per line.") from None
-        if not isinstance(found, dict):
-            raise UserError(f"row {position} of '{file}' is {found!r:.40}; write one object per line.")
-        return {f: found.get(f) for f in fields}
-
-    def column(field: str) -> Iterator[Any]:
-        with open(file, "rb") as handle:
-            for position, line in enumerate(line for line in handle if line.strip()):
-                yield parsed(line, position)[field]
-
-    return len(starts), row, column
+    rows = Lines(file, lambda _, row: {field: row.get(field) for field in fields}, ())
+    return len(rows), rows.__getitem__, lambda field: (row[field] for row in rows)

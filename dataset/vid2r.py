@@ -17,7 +17,8 @@ from core.config import Strict
 from core.errors import UserError
 from core.records import Document, Example, ImageRef, Query, unique
 from dataset.draw import Draws, Modality, restrict
-from dataset.records_json import read_passages, read_records
+from dataset.lines import LineCorpus
+from dataset.records_json import read_records
 
 
 class Config(Strict):
@@ -51,7 +52,7 @@ class ViD2R:
         self.test_splits = ("test",) if config.test_path else ("valid",)
 
     def corpus(self) -> Sequence[Document]:
-        return list(self._documents.values())
+        return list(self._by_text.values()) if self._passages is None else self._passages
 
     def queries(self, split: str) -> Sequence[Query]:
         return [self._query(r) for r in self._records(split)]
@@ -69,7 +70,8 @@ class ViD2R:
         return [self._image(p) for p in paths]
 
     def _example(self, record: dict, rng: random.Random) -> Example:
-        texts = list(record.get("negs", []))
+        # A text, or another record as runs.neural_filtering --save_negative writes it.
+        texts = [n["document"] if isinstance(n, dict) else n for n in record.get("negs", [])]
         wanted = self.config.hard_negatives
         if len(texts) < wanted:
             raise UserError(f"record '{record['id']}' has {len(texts)} 'negs', data.hard_negatives asks for {wanted}.")
@@ -112,10 +114,12 @@ class ViD2R:
         return self._splits[split]
 
     @cached_property
-    def _documents(self) -> dict[str, Document]:
-        """By id when there is a passages file, else by text."""
-        if self.config.passages is not None:
-            return {d.id: d for d in read_passages(self.config.passages)}
+    def _passages(self) -> LineCorpus | None:
+        return None if self.config.passages is None else LineCorpus(self.config.passages)
+
+    @cached_property
+    def _by_text(self) -> dict[str, Document]:
+        """The corpus where there is no passages file."""
         out: dict[str, Document] = {}
         for split, rows in self._splits.items():
             for r in rows:
@@ -123,12 +127,15 @@ class ViD2R:
         return out
 
     def _positive(self, record: dict) -> Document:
-        key = record["document"] if self.config.passages is None else str(record["positive"])
-        if key not in self._documents:
+        if self._passages is None:
+            return self._by_text[record["document"]]
+        found = self._passages.get(str(record["positive"]))
+        if found is None:
             raise UserError(
-                f"record '{record['id']}' names passage '{key}', which '{self.config.passages}' does not hold."
+                f"record '{record['id']}' names passage '{record['positive']}', which '{self.config.passages}' does "
+                "not hold."
             )
-        return self._documents[key]
+        return found
 
     def _image(self, path: str) -> ImageRef:
         return ImageRef(path, path=str(Path(self.config.image_dir) / path))
@@ -143,11 +150,12 @@ MIN_QUESTION, MAX_SAMPLES = 25, 5000
 
 class Published:
     """The published ViD2R evaluation: the first 5,000 records whose question has 25 characters or more. Query and
-    passage are numbered by their place among these records, and a query's answer is the passage of its number."""
+    passage are numbered by the record's place in the file, and a query's answer is the passage of its number."""
 
     def __init__(self, path: str | Path, image_dir: str = ".") -> None:
         rows = read_records(path, ("image", "question", "document"))
-        self.rows = [r for r in rows if len(r["question"]) >= MIN_QUESTION][:MAX_SAMPLES]
+        long = [(str(i), r) for i, r in enumerate(rows) if len(r["question"]) >= MIN_QUESTION]
+        self.rows = dict(long[:MAX_SAMPLES])
         self.image_dir = Path(image_dir)
         if not self.rows:
             raise UserError(
@@ -156,14 +164,14 @@ class Published:
             )
 
     def corpus(self) -> Sequence[Document]:
-        return [Document(str(i), r["document"]) for i, r in enumerate(self.rows)]
+        return [Document(id_, r["document"].strip()) for id_, r in self.rows.items()]
 
     def queries(self) -> Sequence[Query]:
-        refs = (ImageRef(r["image"], path=str(self.image_dir / r["image"])) for r in self.rows)
-        return [Query(str(i), r["question"], (ref,)) for i, (r, ref) in enumerate(zip(self.rows, refs, strict=True))]
+        refs = {id_: ImageRef(r["image"], path=str(self.image_dir / r["image"])) for id_, r in self.rows.items()}
+        return [Query(id_, r["question"], (refs[id_],)) for id_, r in self.rows.items()]
 
     def qrels(self) -> Mapping[str, Mapping[str, int]]:
-        return {str(i): {str(i): 1} for i in range(len(self.rows))}
+        return {id_: {id_: 1} for id_ in self.rows}
 
 
 def build(config: Config) -> ViD2R:

@@ -4,6 +4,6 @@
 #   NPROC=8 bash scripts/pretrain_xknow_inbatch.sh model.kernel_size=3
 #   bash scripts/pretrain_xknow_inbatch.sh --check
 CONFIG=${CONFIG:-cfgs/xknow_vid2r.yaml}
-ZERO_SHOT=${ZERO_SHOT-cfgs/xknow_okvqa_gs.yaml cfgs/xknow_okvqa.yaml cfgs/xknow_aokvqa.yaml}
+ZERO_SHOT=${ZERO_SHOT-cfgs/xknow_okvqa_gs.yaml cfgs/xknow_okvqa.yaml cfgs/xknow_remuq.yaml cfgs/xknow_aokvqa.yaml}
 source "$(dirname "$0")/inbatch.sh"
 inbatch "$@"

@@ -195,7 +195,7 @@ def test_bad_files(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"split 'test' is here twice: .*parquet' and .*jsonl'; keep one"):
         build(root).queries("test")
     (root / "x.jsonl").write_text('{"question_id": 1}\n\n[2]\n')
-    with pytest.raises(UserError, match=r"row 1 of .*x.jsonl' is \[2\]; write one object per line"):
+    with pytest.raises(UserError, match=r"line 3 of .*x.jsonl' is wrong \(it is \[2\], not an object"):
         list(Rows([root / "x.jsonl"], ("question_id",)).column("question_id"))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="needs pyarrow; install it with: pip install pyarrow"):
@@ -221,15 +221,18 @@ def test_download(tmp_path, monkeypatch):
         data.corpus()
 
 
-def test_large_files_are_read_row_by_row(tmp_path):
-    """The rows are not parsed before they are asked for."""
+def test_large_files_are_read_row_by_row(tmp_path, monkeypatch):
+    """A row is read when it is asked for, alone; a broken one is named when the file is opened."""
     write_split(tmp_path, "EVQA_data", "test", rows("test"), "jsonl")
-    with open(tmp_path / "EVQA_data.test.jsonl", "a") as handle:
+    file = tmp_path / "EVQA_data.test.jsonl"
+    found, read = Rows([file], ("question_id", "absent")), []
+    parse = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: read.append(line) or parse(line))
+    assert len(found) == 6 and found[5] == {"question_id": "EVQA_test_5", "absent": None} and len(read) == 1
+    with open(file, "a") as handle:
         handle.write("broken\n")
-    found = Rows([tmp_path / "EVQA_data.test.jsonl"], ("question_id", "absent"))
-    assert len(found) == 7 and found[5] == {"question_id": "EVQA_test_5", "absent": None}
-    with pytest.raises(UserError, match="row 6 of"):
-        found[6]
+    with pytest.raises(UserError, match="line 7 of"):
+        Rows([file], ("question_id",))
 
 
 # ---- OK-VQA of FLMR
