@@ -70,8 +70,8 @@ class RetrievalDataset(Protocol):
     """What is asked and what can answer. A module ``dataset/<name>.py`` exposes ``Config`` and ``build(config)``.
 
     Two methods are a data set's choice: ``corpus_of(split)``, where splits are judged on passages of their own (then
-    ``corpus()`` is the test splits'), and ``judge(query, document) -> bool``, whether a passage holds an answer, which
-    PseudoRecall@k needs.
+    ``corpus()`` is the test splits'), and ``judge(query, document) -> bool``, whether a passage holds an answer; with
+    it come the answers in ``query.meta["answers"]`` (strings and ``core.answers.Range``), which Pseudo metrics read.
     """
 
     train_split: str  # its examples are drawn

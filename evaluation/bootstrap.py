@@ -26,26 +26,43 @@ def interval(
 
     A mapping {query id: value} is taken in the order of its ids, so that the order of evaluation does not matter.
     """
-    if isinstance(values, Mapping):
-        values = [values[qid] for qid in sorted(values)]
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or not len(data):
-        raise UserError(f"an interval wants one value per query, got shape {data.shape}; give at least one query.")
-    if not np.isfinite(data).all():
-        raise UserError("an interval got NaN or infinite values; give 0 for unanswered queries.")
+    return intervals({"": values}, resamples, level, seed)[""]
+
+
+def intervals(
+    metrics: Mapping[str, Mapping[str, float] | Sequence[float]],
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """``interval`` of several metrics over the same queries, which are redrawn once for all of them."""
+    columns = []
+    for values in metrics.values():
+        if isinstance(values, Mapping):
+            values = [values[qid] for qid in sorted(values)]
+        data = np.asarray(values, dtype=np.float64)
+        if data.ndim != 1 or not len(data):
+            raise UserError(f"an interval wants one value per query, got shape {data.shape}; give at least one query.")
+        if not np.isfinite(data).all():
+            raise UserError("an interval got NaN or infinite values; give 0 for unanswered queries.")
+        columns.append(data)
     if resamples < MIN_RESAMPLES:
         raise UserError(f"resamples={resamples} is too few for an interval; use {MIN_RESAMPLES} or more.")
     if not 0 < level < 1:
         raise UserError(f"level={level} is not between 0 and 1; use 0.95.")
+    if len({len(data) for data in columns}) > 1:
+        raise UserError("several metrics over different numbers of queries have no common interval; judge all on all.")
+    matrix, size = np.stack(columns, 1), len(columns[0])
     rng = np.random.default_rng(seed)
-    step = max(1, _CELLS // len(data))
-    parts = [
-        data[rng.integers(len(data), size=(min(step, resamples - done), len(data)))].mean(1)
-        for done in range(0, resamples, step)
-    ]
+    step, parts = max(1, _CELLS // size), []
+    for done in range(0, resamples, step):
+        rows = min(step, resamples - done)
+        drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size
+        counts = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+        parts.append(counts.astype(np.float64) @ matrix / size)
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(parts), [tail, 1 - tail])
-    return float(low), float(high)
+    lows, highs = np.quantile(np.concatenate(parts), [tail, 1 - tail], axis=0)
+    return {name: (float(low), float(high)) for name, low, high in zip(metrics, lows, highs)}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,29 @@
-"""Rankings and judgements on disk: TREC run and qrels files, and one JSON line per query.
+"""Rankings and judgements on disk: TREC run and qrels files, one JSON line per query, and examples to look at.
 
-TREC formats separate fields by blanks, so ids that contain white space are errors, never rewritten.
+An evaluation leaves in ``runs`` beside its report.json, for every split and kind of the report, files that begin with
+``stem(split, kind)``:
+
+    .trec           the rankings, all eval.k of them
+    .qrels          what is relevant, by ids
+    .jsonl          one line per query, see ``write_per_query``:
+        {"query_id": "q1", "question": "what is this bird called",
+         "Success@5": 1.0, "MRR@10": 0.5, ...               every metric; only their names contain an @
+         "gold": ["d7"],                                    relevant ids, best grade first, the first 10
+         "top": [["d3", 21.5], ["d7", 20.1], ...],          the first 10, best first
+         "passage": "the beginning of the first passage",   300 characters
+         "meta": {"field": "capital"}}                      what the data set says of the query: texts, numbers, truths
+    .examples.json  a sample of the queries with pictures and texts, see ``write_examples``:
+        {"split": "test", "kind": "image+question", "queries": 5000, "seed": 0, "examples": [
+          {"query_id": ..., "question": ..., "instruction": ..., "answers": [text, ...], "meta": {...},
+           "images": [{"id": ..., "path": file or null, "thumbnail": "data:image/jpeg;base64,..." or null}, ...],
+           "metrics": {"Success@5": 1.0, ...},
+           "gold": [{"id": ..., "title": ..., "text": ..., "rank": 2 or null when not found, "images": [...]}, ...],
+           "top": [{"id": ..., "title": ..., "text": ..., "score": 21.5, "relevant": true, false or null (no qrels),
+                    "holds_answer": true, false or null (no answers), "images": [...]}, ...]}, ...]}
+        texts: their first 1000 characters. relevant: by the qrels. holds_answer: as whole words (``core.answers``).
+
+Lines and examples may lack "question", "gold", "passage" and "meta" (written by something else); readers take them as
+empty. TREC formats separate fields by blanks, so ids that contain white space are errors, never rewritten.
 """
 
 from __future__ import annotations
@@ -9,10 +32,12 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
-from core.files import atomic_file
+from core.files import atomic_file, read_object, write_json
 from core.protocols import Ranking
 from evaluation.metrics import Scores
 
@@ -24,12 +49,15 @@ def write_run(path: str | Path, rankings: Mapping[str, Ranking], tag: str = "run
     Tools that sort a run by score break ties their own way; ``read_run`` goes by the rank.
     """
     _field(tag, "tag", path)
+    for doc in {doc for ranking in rankings.values() for doc in ranking.ids}:
+        _field(doc, "document id", path)
     with atomic_file(path, "w") as handle:
         for qid, ranking in rankings.items():
             _field(qid, "query id", path)
-            for rank, (doc, score) in enumerate(zip(ranking.ids, ranking.scores, strict=True), 1):
-                _field(doc, "document id", path)
-                handle.write(f"{qid} Q0 {doc} {rank} {_finite(score, qid, doc)!r} {tag}\n")
+            rows = enumerate(zip(ranking.ids, ranking.scores, strict=True), 1)
+            handle.writelines(
+                f"{qid} Q0 {doc} {rank} {_finite(score, qid, doc)!r} {tag}\n" for rank, (doc, score) in rows
+            )
 
 
 def read_run(path: str | Path) -> dict[str, Ranking]:
@@ -77,35 +105,73 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def write_per_query(path: str | Path, scores: Scores, rankings: Mapping[str, Ranking], top: int = 10) -> None:
-    """One JSON line per judged query: query_id, every metric, and ``top``: [[document id, score], ...] best first."""
+@dataclass(frozen=True)
+class PerQuery:
+    """A per-query file: scores (metric -> {query id: value}), the first of the rankings, and what was asked."""
+
+    scores: Scores
+    rankings: dict[str, Ranking]
+    facts: dict[str, dict[str, Any]]
+    """query id -> {"question", "gold", "passage", "meta"} as far as the line has them"""
+
+
+def stem(split: str, kind: str) -> str:
+    """The common beginning of the file names: ``test.image+question_no_image``."""
+    return f"{split}.{kind.replace(' ', '_').replace(',', '')}"
+
+
+def write_per_query(
+    path: str | Path,
+    scores: Scores,
+    rankings: Mapping[str, Ranking],
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    top: int = 10,
+) -> None:
+    """One JSON line per judged query: query_id, every metric, ``facts`` of the query, and ``top``."""
     judged = dict.fromkeys(qid for values in scores.values() for qid in values)
+    facts = facts or {}
     with atomic_file(path, "w") as handle:
         for qid in judged:
-            row: dict = {"query_id": qid} | {name: values[qid] for name, values in scores.items() if qid in values}
+            row: dict = {"query_id": qid} | {k: v for k, v in facts.get(qid, {}).items() if k == "question"}
+            row |= {name: values[qid] for name, values in scores.items() if qid in values}
+            row |= {k: v for k, v in facts.get(qid, {}).items() if k != "question"}
             ranking = rankings.get(qid, Ranking((), ()))
             row["top"] = [[doc, _finite(s, qid, doc)] for doc, s in zip(ranking.ids[:top], ranking.scores)]
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_per_query(path: str | Path) -> tuple[Scores, dict[str, Ranking]]:
-    """The scores and the written top of the rankings; two files' scores go into ``bootstrap.compare``."""
-    scores: Scores = {}
-    rankings: dict[str, Ranking] = {}
+def read_per_query(path: str | Path) -> PerQuery:
+    """What ``write_per_query`` wrote; two files' scores go into ``evaluation.compare``."""
+    found = PerQuery({}, {}, {})
     for number, line in enumerate(_text(path), 1):
         try:
             row = json.loads(line)
             qid, top = row.pop("query_id"), row.pop("top")
-            if qid in rankings:
+            if qid in found.rankings:
                 raise ValueError("a second line")
-            rankings[qid] = Ranking(tuple(doc for doc, _ in top), tuple(float(score) for _, score in top))
+            found.rankings[qid] = Ranking(tuple(doc for doc, _ in top), tuple(float(score) for _, score in top))
+            found.facts[qid] = {name: value for name, value in row.items() if "@" not in name}
             for name, value in row.items():
-                scores.setdefault(name, {})[qid] = float(value)
+                if "@" in name:
+                    found.scores.setdefault(name, {})[qid] = float(value)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{path}:{number}: no line of a per-query file, or a query's second; write it again."
             ) from None
-    return scores, rankings
+    return found
+
+
+def write_examples(path: str | Path, split: str, kind: str, queries: int, seed: int, examples: list[dict]) -> None:
+    """The sample of ``queries`` queries that is there to be looked at; atomic."""
+    write_json(path, {"split": split, "kind": kind, "queries": queries, "seed": seed, "examples": examples})
+
+
+def read_examples(path: str | Path) -> dict[str, Any]:
+    """What ``write_examples`` wrote; another structure is a UserError."""
+    found = read_object(path, "examples")
+    if not isinstance(found.get("examples"), list) or not all(isinstance(e, dict) for e in found["examples"]):
+        raise UserError(f"'{path}' holds no list of examples; evaluate again.")
+    return found
 
 
 def _field(value: str, what: str, path: str | Path) -> None:

@@ -16,7 +16,7 @@ from core.answers import holds_answer as holds_answer
 from core.errors import UserError
 from core.files import read_json
 from core.protocols import Ranking
-from evaluation.metrics import PSEUDO_RECALL, Scores, judged_by_text, means
+from evaluation.metrics import PSEUDO_RECALL, Scores, by_answers, means
 
 PUBLISHED = [
     ("WIT", "Recall@10"), ("IGLUE", "Recall@1"), ("KVQA", "Recall@5"), ("MSMARCO", "Recall@5"), ("OVEN", "Recall@5"),
@@ -36,9 +36,14 @@ def judged(
 
     positive, answered: (query id, document id) -> bool.
     """
-    hits = judged_by_text(rankings, positive, ks)
+    names = [f"{PSEUDO_RECALL}@{k}" for k in ks]
+    hits = by_answers(_hits(rankings, positive, max(ks)), rankings, names)
     scores = {name.replace(PSEUDO_RECALL, "Success"): values for name, values in hits.items()}
-    return scores if answered is None else {**scores, **judged_by_text(rankings, answered, ks)}
+    return scores if answered is None else scores | by_answers(_hits(rankings, answered, max(ks)), rankings, names)
+
+
+def _hits(rankings: Mapping[str, Ranking], judge: Callable[[str, str], bool], depth: int) -> dict[str, list[bool]]:
+    return {qid: [judge(qid, doc) for doc in ranking.ids[:depth]] for qid, ranking in rankings.items()}
 
 
 def original_name(name: str) -> str:

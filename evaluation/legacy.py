@@ -1,15 +1,18 @@
-"""The eight numbers of MIRe's original evaluation, under its keys, for comparison with published results.
+"""The numbers of the original evaluations under their own keys, for comparison with published results.
 
-Its keys mislead, so they live here only. Relevance was redrawn from the retrieved list at every cut, which makes its
-"R@k" 1 for any relevant passage in the top k: it is Success@k, not Recall@k. Its "MRR" looks at the top 5 only.
+Their keys mislead, so they live here and in ``evaluation.flmr`` only. MIRe and Ret-XKnow redrew relevance from the
+retrieved list at every cut, which makes their "R@k" 1 for any relevant passage in the top k: it is Success@k (or
+PseudoSuccess@k), not Recall@k. Their "MRR" looks at the top 5 only. UniIR's "Recall@k" is Success@k as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from core.answers import Answer, Rule
 from core.errors import UserError
 from core.protocols import Ranking
 from evaluation.metrics import Scores, means
@@ -65,3 +68,51 @@ def _resorted(ranking: Ranking, k: int) -> list[str]:
     """The top k as trec_eval orders them: by single-precision score, then by id, both descending."""
     pairs = zip(ranking.ids[:k], np.float32(ranking.scores[:k]).tolist())
     return [doc for doc, _ in sorted(pairs, key=lambda pair: (pair[1], pair[0]), reverse=True)]
+
+
+def uniir(scores: Scores) -> dict[str, float]:
+    """UniIR's table values: Success@k under its name "Recall@k", rounded to four digits as it prints them."""
+    found = {name.replace("Success", "Recall"): value for name, value in means(scores).items()}
+    if any(not name.startswith("Success@") for name in scores):
+        raise UserError(f"UniIR's table has no name for {', '.join(scores)}; evaluate Success@k.")
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def _pattern(answers: Iterable[Answer], strip: bool, blanks: bool, fall_back: bool) -> Callable[[str], bool]:
+    """The answers as regular expressions between word boundaries, unescaped: "u.s." finds "u-s-", "c++" is none.
+
+    blanks: an answer without a character is looked for too, and stands wherever a word begins.
+    """
+    tests: list[Callable[[str], bool]] = []
+    for answer in answers:
+        if not isinstance(answer, str):
+            raise UserError(f"the originals judge OK-VQA's answers, which are texts; {answer} is none.")
+        if not answer and not blanks:
+            continue
+        word = answer.lower().strip() if strip else answer.lower()
+        try:
+            found = re.compile(rf"\b{word}\b").search
+        except re.error as error:
+            if not fall_back:
+                raise UserError(
+                    f"the original's rule stops at the answer '{answer}', which is no regular expression ({error}); "
+                    "leave --legacy_metrics out, or correct the answer."
+                ) from None
+            tests.append(lambda text, word=word: word in text)
+            continue
+        tests.append(lambda text, found=found: found(text) is not None)
+    return lambda text: any(test(text) for test in tests)
+
+
+def _rule(name: str, **options: bool) -> Rule:
+    return Rule(name, str.lower, lambda answers: _pattern(answers, **options))
+
+
+PATTERNS = {
+    ("mire", "okvqa_gs"): _rule("mire okvqa_gs", strip=True, blanks=True, fall_back=True),
+    ("xknow", "okvqa_gs"): _rule("xknow okvqa_gs", strip=False, blanks=True, fall_back=False),
+    ("mire", "okvqa"): _rule("mire okvqa", strip=True, blanks=False, fall_back=False),
+    ("xknow", "okvqa"): _rule("xknow okvqa", strip=False, blanks=False, fall_back=False),
+}
+"""How MIRe and Ret-XKnow judge OK-VQA's passages: of Google Search, and of Wikipedia. fall_back: an answer that is no
+regular expression is looked for as it stands; without it such an answer stops the evaluation."""

@@ -11,6 +11,7 @@ from core.progress import progress
 from core.protocols import Index, Ranking
 from core.records import Query, unique
 from core.tokens import TokenBatch
+from evaluation.metrics import in_order
 
 
 def run(
@@ -24,7 +25,8 @@ def run(
     """(query id -> Ranking in the order of ``queries``, milliseconds per query).
 
     encode_queries: collates, encodes (the caller's ``torch.inference_mode``, stage and device) and returns one row of
-    the TokenBatch per query. effort goes to ``index.search``. Rankings may be shorter than k.
+    the TokenBatch per query. effort goes to ``index.search``. Rankings may be shorter than k. Equal scores stand in the
+    order of their ids (``metrics.in_order``).
 
     Milliseconds per query are the total wall time of encoding and searching divided by the number of queries, warm-up
     of the first batch included: what a user waits for a whole split at this batch size. The latency of a lone query is
@@ -52,6 +54,6 @@ def run(
                 raise UserError(f"the encoder gave {len(tokens)} rows for {len(batch)} queries; give one per query.")
             found = index.search(tokens, k, **effort)
             seconds += time.perf_counter() - start
-            rankings.update(zip((query.id for query in batch), found, strict=True))
+            rankings.update(zip((query.id for query in batch), map(in_order, found), strict=True))
             bar.update(len(batch))
     return rankings, 1000 * seconds / len(queries)

@@ -32,7 +32,7 @@ LINES = 12
 
 TEXT, VISUAL = "#1f62b5", ["#b8560f", "#e08e45", "#8a6d3b"]
 STOPS = ["#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4"]
-"""Dark to bright, as in ``page.html``."""
+"""Dark to bright, as in ``why.js``."""
 
 
 def draw(explanation: Explanation, path: str | Path) -> None:

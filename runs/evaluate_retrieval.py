@@ -1,8 +1,10 @@
 """Judge a trained retriever on a data set's test splits, and print one table.
 
   python -m runs.evaluate_retrieval --config_path cfgs/flagfacts_mire.yaml
+  python -m runs.evaluate_retrieval --config_path cfgs/flagfacts_mire.yaml --text_only --image_only
 
-Writes <run.out>/report.json, and per split and kind a TREC run file and a per-query jsonl under <run.out>/runs.
+Writes <run.out>/report.json, and per split and kind of query a TREC run, qrels, a line per query and examples to look
+at under <run.out>/runs. What each metric means: docs/EVALUATION.md.
 """
 
 from __future__ import annotations
@@ -20,21 +22,28 @@ from runs.m2kr import evaluate_m2kr, is_m2kr
 def arguments():
     made = parser(__doc__, "python -m runs.evaluate_retrieval")
     made.add_argument("--checkpoint", help="checkpoint folder, run folder, .pth or ColBERT folder (default <run.out>)")
-    made.add_argument("--index", help="index folder (default index.path or <run.out>/index)")
+    made.add_argument("--index", help="index folder, colbert-ai's too (default index.path or <run.out>/index)")
     made.add_argument("--device", default=None, help="auto, cpu, cuda, mps")
     made.add_argument("--reuse", action="store_true", help="keep a report of the same weights, index and settings")
+    made.add_argument("--text_only", action="store_true", help="also ask without the images (eval.ablations: no image)")
+    made.add_argument("--image_only", action="store_true", help="also ask without the words (no question)")
+    made.add_argument("--save_pairs", action="store_true", help="also write the top 5 passages of every query")
+    made.add_argument(
+        "--legacy_metrics", nargs="?", const="auto", choices=["auto", "mire", "xknow", "flmr", "uniir"],
+        help="also the numbers of an original evaluation, under its own names; auto: of the data set's first system",
+    )  # fmt: skip
     check_option(made)
-    legacy = made.add_argument_group("flags of the original command")
+    legacy = made.add_argument_group("flags of the original commands")
     legacy.add_argument("--colbert_ckpt", help="ColBERT folder or hub name: the text-only baseline")
     legacy.add_argument("--mire_ckpt", help="MIRe .pth or checkpoint folder")
+    legacy.add_argument("--xknow_ckpt", help="Ret-XKnow .pth or checkpoint folder")
     legacy.add_argument("--index_name", help="<experiment>.nbits=<b>, as run_indexer --exp_name wrote it")
     legacy.add_argument("--anno_file", help="queries of the data set")
     legacy.add_argument("--all_blocks_file", help="passages file of the data set")
-    legacy.add_argument("--save_path", help="JSON with the original's metric names (P@1, MRR, P@5, R@5, ...)")
+    legacy.add_argument("--save_path", help="JSON with the means; with --legacy_metrics the original's (P@1, MRR, ...)")
     legacy.add_argument("--image_dir", help="folder that the queries' images are relative to")
-    legacy.add_argument("--save_pairs", action="store_true", help="also write the top 5 passages of every query")
     legacy.add_argument(
-        "--dataset_name", help="vid2r, the data set of --anno_file, or m2kr.EVQA and the like (docs/M2KR.md)"
+        "--dataset_name", help="okvqa, okvqa_gs, remuq, ... (docs/EVALUATION.md), or m2kr.EVQA and the like"
     )
     legacy.add_argument(
         "--use_instruction", action="store_true", default=None, help="M2KR: put the instruction before the question"
@@ -46,12 +55,11 @@ def arguments():
 
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
-    if not is_m2kr(args.dataset_name):
-        dead_flag("--use_instruction", args.use_instruction, "the data sets here carry no instructions")
     if not args.config_path:
         from runs.original_evaluation import evaluate_original
 
         return evaluate_m2kr(args) if is_m2kr(args.dataset_name) else evaluate_original(args)
+    dead_flag("--use_instruction", args.use_instruction, "the YAML says what is asked (data.instructions)")
     import dataset
     from core import distributed
     from core.device import pick_device
@@ -59,21 +67,24 @@ def run(argv: Sequence[str]) -> None:
     from evaluation.report import table
     from models.artifacts import weight_digest
     from runs.indexing import encoder_of, opened
-    from runs.judging import Judges
-    from runs.original_evaluation import golds_indexed
+    from runs.judging import Judges, golds_indexed, named
     from runs.settings import load
     from training.states import TextStates
 
     cfg = load(args.config_path, args.overrides, args.limit)
+    flags = {"no image": args.text_only, "no question": args.image_only}
+    cfg.eval.ablations = list(dict.fromkeys([*cfg.eval.ablations, *(name for name, wanted in flags.items() if wanted)]))
     out = Path(cfg.run.out)
-    checkpoint, path = args.checkpoint or args.mire_ckpt or out, args.index or cfg.index.path or out / "index"
+    checkpoint = args.checkpoint or args.mire_ckpt or args.xknow_ckpt or out
+    path = args.index or cfg.index.path or out / "index"
     if args.check:
         return plan(f"judge '{checkpoint}' on '{cfg.data.name}' with the index '{path}'", checkpoint, path)
     distributed.init(args.device or cfg.run.device)
     device = pick_device(args.device or cfg.run.device)
     retriever = open_retriever(checkpoint, device)
     data = dataset.build(cfg.data)
-    index = opened(cfg.index, path, encoder_of(retriever, data.corpus()), device)
+    corpus = data.corpus()
+    index = named(opened(cfg.index, path, encoder_of(retriever, corpus), device), corpus)
     key = fingerprint(
         [weight_digest(retriever), index.manifest, cfg.data.model_dump(), cfg.eval.model_dump(), cfg.index.model_dump()]
     )
@@ -85,17 +96,15 @@ def run(argv: Sequence[str]) -> None:
     # A feature cache is only asked for where there are images to look up.
     cache = cfg.visual.cache if cfg.data.modality != "question" else None
     encode = query_encoder(retriever, visual_source(retriever, cache), states)
-    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
     report: dict = {}
-    judges = Judges(data, cfg.eval.metrics)
+    judges = Judges(data, cfg.eval.metrics, out.parent / "relevance" / f"{cfg.data.name}.npz")
     for split in cfg.eval.splits or data.test_splits:
-        golds_indexed(index, judges.qrels(split))
+        golds_indexed(index, judges.qrels(split), judges.passages(split))
     for split in cfg.eval.splits or data.test_splits:
-        report[split] = {}
         for kind, queries in kinds(cfg.data.modality, cfg.eval.ablations, data.queries(split)):
-            where = out / "runs" / f"{split}.{kind.replace(' ', '_').replace(',', '')}"
-            report[split][kind] = judged(encode, index, queries, judges, split, cfg.eval, effort, where)
-    if not distributed.is_main():  # every process has the whole answer
+            row = judged(encode, index, queries, judges, (split, kind), cfg, args)
+            report.setdefault(split, {})[kind] = row
+    if not distributed.is_main():  # every process has searched, one has judged
         return
     write_json(out / "report.json", report)
     with atomic_file(out / "report.key", "w") as handle:
@@ -115,21 +124,35 @@ def kinds(modality: str, ablations: Sequence[str], queries: Sequence) -> list[tu
     return found
 
 
-def judged(encode, index, queries, judges, split: str, settings, effort: dict, where: Path) -> dict:
-    """Search, judge, write the run and the per-query file; returns one row of the report."""
+def judged(encode, index, queries, judges, of: tuple[str, str], cfg, args) -> dict | None:
+    """Search, judge, write what there is to read; returns one row of the report (of the main process only)."""
     from core import distributed
-    from evaluation.files import write_per_query, write_run
+    from core.files import write_json
+    from evaluation.files import stem
     from evaluation.loop import run as search_all
     from evaluation.report import entry
+    from runs.leaving import leave, pairs, sample
+    from runs.original_numbers import legacy_numbers
 
+    asked = [query for query in queries if query.text.strip() or query.images]
+    if len(asked) < len(queries):
+        print(f"note: {len(queries) - len(asked)} queries of {', '.join(of)} are empty; they count as unanswered")
+    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
+    settings, out = cfg.eval, Path(cfg.run.out)
     rankings, milliseconds = search_all(
-        encode, index, queries, min(settings.k, len(index)), settings.batch_size, **effort
+        encode, index, asked, min(settings.k, len(index)), settings.batch_size, **effort
     )
-    scores = judges.scores(rankings, queries, split)
-    if distributed.is_main():
-        write_run(where.with_name(where.name + ".trec"), rankings, tag=where.parent.parent.name)
-        write_per_query(where.with_name(where.name + ".jsonl"), scores, rankings)
-    return entry(scores, milliseconds)
+    if not distributed.is_main():
+        return None
+    judgement = judges.judge(of[0], queries, rankings, sample(queries))
+    leave(out / "runs", *of, queries, rankings, judgement, tag=out.name)
+    base = stem(*of)
+    if args.save_pairs:
+        write_json(out / "runs" / f"{base}.pairs.json", pairs(queries, rankings, judgement.passages))
+    if args.legacy_metrics:
+        numbers = legacy_numbers(args.legacy_metrics, judges.data, of[0], queries, rankings, judgement.passages)
+        write_json(out / "runs" / f"{base}.legacy.json", numbers)
+    return entry(judgement.scores, milliseconds)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from core.errors import UserError
@@ -34,7 +34,7 @@ def build(
     restore_folder(path)
     place = path
     if complete(path):
-        if not (problem := difference(path, job, [d.id for d in corpus])):
+        if not (problem := difference(path, job, (d.id for d in corpus))):
             return described(cls.open(path, encoder=encoder, device=device), "was complete")
         if not overwrite:
             raise UserError(f"{problem}; give another index.path, or replace it with --overwrite.")
@@ -45,7 +45,8 @@ def build(
             raise UserError(f"{problem}; its build is unfinished: give another index.path, or add --overwrite.")
         shutil.rmtree(place)
     if not complete(place):
-        stream = encode_corpus(retriever, corpus, section.batch_size, visual, states, skip=cls.committed(place))
+        skip, precision = cls.committed(place), section.precision
+        stream = encode_corpus(retriever, corpus, section.batch_size, visual, states, skip=skip, precision=precision)
         signed = sign(place, job, stream)
         options = section.options | ({"device": device} if takes_device(cls) else {})
         cls.build(place, signed, dim=retriever.config.dim, encoder=encoder, total=len(corpus), **options)
@@ -110,7 +111,7 @@ def digest(corpus: Sequence) -> str:
     return seen.hexdigest()[:16]
 
 
-def difference(path: Path, job: dict, ids: Sequence[str] | None = None) -> str | None:
+def difference(path: Path, job: dict, ids: Iterable[str] | None = None) -> str | None:
     """How the index at ``path`` is of another job, as the beginning of a sentence; None when it is of this one."""
     from index import open_index
     from index.common import check_encoder

@@ -41,7 +41,8 @@ def evaluate_m2kr(args) -> None:
     from evaluation.report import entry, table
     from index import open_index
     from runs.indexing import index_device
-    from runs.judging import by_answers
+    from runs.judging import Judges
+    from runs.leaving import leave, sample
 
     index_name = need(args.index_name, "give --index_name, as run_indexer --exp_name wrote it.")
     subset, experiment = args.dataset_name.removeprefix(PREFIX), index_name.split(".nbits")[0]
@@ -60,22 +61,33 @@ def evaluate_m2kr(args) -> None:
     retriever = with_lengths(retriever, doc_maxlen=length)
     index = open_index(index.path, encoder=retriever.identity(), device=index_device(device))
     if args.use_instruction and retriever.config.name != "flmr":  # FLMR asks with it anyway
-        queries = [replace(query, text=f"{query.instruction} {query.text}".strip()) for query in queries]
+        queries = with_instruction(queries)
     if retriever.config.name == "colbert":
         queries = [replace(query, images=()) for query in queries]  # the text-only baseline
     images_are_here(queries)
     ks = sorted(set(args.Ks or KS))
     rankings, milliseconds = search_all(query_encoder(retriever), index, queries, min(ks[-1], len(index)))
-    answered = by_answers(data, rankings, queries) if any(query.meta["answers"] for query in queries) else None
-    scores = flmr.judged(rankings, lambda query, document: document in qrels[query], ks, answered)
+    metrics = [f"Success@{k}" for k in ks]
+    if any(query.meta["answers"] for query in queries):
+        metrics += [f"PseudoRecall@{k}" for k in ks] + [f"PseudoSuccess@{k}" for k in ks]
+    judges = Judges(data, metrics, Path("experiments") / "relevance" / f"{args.dataset_name}.npz")
+    judgement = judges.judge("test", queries, rankings, sample(queries))
+    scores = judgement.scores
     save = Path(args.save_path or f"experiments/m2kr/{subset}_{experiment}.json")
-    write_json(save, flmr.original_report(scores, rankings))
+    known = {name: values for name, values in scores.items() if not name.startswith("PseudoSuccess")}
+    write_json(save, flmr.original_report(known, rankings))
     report = read_json(save.parent / "report.json") if (save.parent / "report.json").is_file() else {}
     name = Path(checkpoint).name + ("" if args.limit is None else f", first {args.limit}")
     report.setdefault(args.dataset_name, {})[name] = entry(scores, milliseconds)
     write_json(save.parent / "report.json", report)
+    leave(save.parent / "runs", args.dataset_name, name, queries, rankings, judgement, tag=index_name)
     print(table({args.dataset_name: {name: report[args.dataset_name][name]}}))
     print(f"every question: '{save}', report: '{save.parent / 'report.json'}'")
+
+
+def with_instruction(queries) -> list:
+    """Each with its instruction before its words."""
+    return [replace(query, text=f"{query.instruction} {query.text}".strip()) for query in queries]
 
 
 def same_passages(index, corpus, qrels) -> None:

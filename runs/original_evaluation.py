@@ -1,42 +1,71 @@
-"""``runs.evaluate_retrieval`` with the original's flags: an annotation file, a passages file, an index by name."""
+"""``runs.evaluate_retrieval`` with the originals' flags: an annotation file, a passages file, an index by name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from core.errors import UserError
+from core.records import Query
+from runs import original_data
 from runs.common import need, open_retriever, plan, query_encoder, with_lengths
+from runs.judging import Judges, golds_indexed, knows_answers, named
+from runs.m2kr import with_instruction
+from runs.original_numbers import legacy_numbers, saved_pairs
 
 QUERY_MAXLEN = 64
 """Query length of every original evaluation, the ColBERT baseline's too (a MIRe checkpoint says it itself)."""
+DEPTH = 100
+CUTS = (1, 5, 10, 20, 50, 100)
+BY_GOLD = [*(f"Success@{k}" for k in CUTS), "Recall@100", "Precision@5", "MRR@5", "MRR@100", "nDCG@10"]
+BY_ANSWERS = [*(f"PseudoSuccess@{k}" for k in CUTS), "PseudoPrecision@5", "PseudoMRR@5", "PseudoMRR@100"]
+
+
+class Published:
+    """``vid2r.Published`` as the data set that ``Judges`` wants: one split."""
+
+    def __init__(self, path: str, image_dir: str, limit: int | None) -> None:
+        from dataset import vid2r
+
+        self._data, self.limit = vid2r.Published(path, image_dir), limit
+        self.config = type("Config", (), {"name": "vid2r"})()
+
+    def corpus(self):
+        return self._data.corpus()
+
+    def queries(self, split: str) -> Sequence[Query]:
+        return self._data.queries()[: self.limit]
+
+    def qrels(self, split: str) -> Mapping[str, Mapping[str, int]]:
+        found = self._data.qrels()
+        return {query.id: found[query.id] for query in self.queries(split)}
 
 
 def evaluate_original(args) -> None:
-    """Runs what --dataset_name names, writes --save_path in the original's JSON and prints it."""
+    """Runs what --dataset_name names, writes --save_path and what goes beside it, and prints a table."""
     from core.device import pick_device
-    from core.files import write_json
-    from evaluation.legacy import by_its_rules
+    from core.files import read_json, write_json
     from evaluation.loop import run as search_all
+    from evaluation.metrics import means
+    from evaluation.report import entry, table
     from index import open_index
-    from runs.indexing import index_device
+    from runs.indexing import encoder_of, index_device
+    from runs.leaving import leave, sample
 
     name = need(args.dataset_name, "give --config_path, or --dataset_name with --anno_file and --index_name.")
-    if name != "vid2r":
-        raise UserError(
-            f"--dataset_name '{name}' is still to come; vid2r and m2kr.<subset> are here, and data sets of your own: "
-            "see README."
-        )
-    need(args.anno_file, "give --anno_file, the queries.")
     index_name = need(args.index_name, "give --index_name, as run_indexer --exp_name wrote it.")
     folder = args.index or Path("experiments") / index_name.split(".")[0] / "indexes" / index_name
-    checkpoint = args.checkpoint or args.mire_ckpt or args.colbert_ckpt or "ckpts/colbertv2.0"
+    checkpoint = args.checkpoint or args.mire_ckpt or args.xknow_ckpt or args.colbert_ckpt or "ckpts/colbertv2.0"
     if args.check:
-        what = f"judge '{checkpoint}' on '{args.anno_file}' with the index '{folder}'"
+        what = f"judge '{checkpoint}' on '{args.anno_file or name}' with the index '{folder}'"
         return plan(what, checkpoint, args.anno_file, args.image_dir, args.all_blocks_file, folder)
-    queries, qrels, corpus = judged_queries(args)
-    index = open_index(folder)
-    golds_indexed(index, qrels)
+    data = asked_data(args)
+    queries = list(data.queries("test"))
+    if args.use_instruction:
+        queries = with_instruction(queries)
+    judges = Judges(data, metrics_of(name, data), Path("experiments") / "relevance" / f"{name}.npz")
+    index = named(open_index(folder), judges.passages("test").corpus)
+    golds_indexed(index, judges.qrels("test"), judges.passages("test"))
     device = pick_device(args.device or "auto")
     retriever = open_retriever(checkpoint, device)
     if retriever.config.name == "colbert":
@@ -44,55 +73,57 @@ def evaluate_original(args) -> None:
         queries = [replace(query, images=()) for query in queries]  # the text-only baseline
     # --max_doc_len is a choice of the indexer; the queries do not depend on it, the weights must still agree.
     length = index.manifest["encoder"].get("doc_maxlen", retriever.config.eval.doc_maxlen)
-    encoder = with_lengths(retriever, doc_maxlen=length).identity()
-    index = open_index(index.path, encoder=encoder, device=index_device(device))
-    rankings, _ = search_all(query_encoder(retriever), index, queries, min(100, len(index)))
-    result = by_its_rules(rankings, lambda query, document: document in qrels[query])
+    passages = judges.passages("test").corpus
+    encoder = encoder_of(with_lengths(retriever, doc_maxlen=length), passages[:1])  # they are all of one kind
+    opened = open_index(index.path, encoder=encoder, device=index_device(device))
+    index = named(opened, passages)
     save = Path(args.save_path or f"results/{index_name}.json")
-    write_json(save, result)
-    if args.save_pairs:
-        texts = {d.id: d.text for d in corpus}
-        write_json(save.with_name(save.stem + "_docs.json"), [pair(q, rankings[q.id], texts) for q in queries])
-    print("  ".join(f"{key} {value:.4f}" for key, value in result.items()))
+    known = save.parent / "report.json"
+    report = read_json(known) if known.is_file() else {}
+    kinds = {"": queries}
+    if args.text_only:
+        kinds[", no image"] = [replace(query, images=()) for query in queries]
+    if args.image_only:
+        kinds[", no question"] = [replace(query, text="") for query in queries]
+    for ablation, asked in kinds.items():
+        kind, file = save.stem + ablation, save.stem + ablation.replace(", ", ".").replace(" ", "_")
+        rankings, milliseconds = search_all(query_encoder(retriever), index, asked, min(DEPTH, len(index)))
+        judgement = judges.judge("test", asked, rankings, sample(asked))
+        leave(save.parent / "runs", name, kind, asked, rankings, judgement, tag=index_name)
+        report.setdefault(name, {})[kind] = entry(judgement.scores, milliseconds)
+        numbers = means(judgement.scores)
+        if args.legacy_metrics:
+            style = "xknow" if args.legacy_metrics == "auto" and args.xknow_ckpt else args.legacy_metrics
+            numbers = legacy_numbers(style, data, "test", asked, rankings, judgement.passages, name)
+        write_json(save.with_name(f"{file}.json"), numbers)
+        if args.save_pairs:
+            write_json(
+                save.with_name(f"{file}_docs.json"), saved_pairs(args, data, asked, rankings, judgement.passages)
+            )
+    write_json(known, report)
+    print(table({name: {save.stem + ablation: report[name][save.stem + ablation] for ablation in kinds}}))
+    hint = "" if args.legacy_metrics else " (the original's P@1, MRR, R@5, ... with --legacy_metrics)"
+    print(f"means: '{save}'{hint}, with intervals: '{known}', runs and per-query results: '{save.parent / 'runs'}'")
 
 
-def judged_queries(args) -> tuple:
-    """(queries, qrels, corpus) of --anno_file: by its ``positive`` fields with a passages file, else as published."""
+def asked_data(args):
+    """The data set of the flags; its split "test" is asked."""
     from dataset import vid2r
     from dataset.records_json import is_json_list
 
-    folder, blocks = args.image_dir or ".", args.all_blocks_file
-    if blocks is None or is_json_list(blocks):
-        data = vid2r.Published(args.anno_file, folder)
-        queries, qrels = data.queries()[: args.limit], data.qrels()
-        return queries, {q.id: qrels[q.id] for q in queries}, data.corpus()
-    data = vid2r.build(
-        vid2r.Config(
-            path=args.anno_file,
-            valid_path=args.anno_file,
-            test_path=args.anno_file,
-            image_dir=folder,
-            passages=blocks,
-            limit=args.limit,
-        )
-    )
-    return data.queries("test"), data.qrels("test"), data.corpus()
+    name, folder, blocks = args.dataset_name, args.image_dir or ".", args.all_blocks_file
+    if name == "vid2r":
+        anno = need(args.anno_file, "give --anno_file, the queries.")
+        if blocks is None or is_json_list(blocks):
+            return Published(anno, folder, args.limit)
+        paths = {"path": anno, "valid_path": anno, "test_path": anno, "passages": blocks}
+        return vid2r.build(vid2r.Config(**paths, image_dir=folder, limit=args.limit))
+    if original_data.original(name).anno is not None:
+        need(args.anno_file, "give --anno_file, the queries.")
+    return original_data.built(name, args, args.anno_file)
 
 
-def golds_indexed(index, qrels) -> None:
-    """An answer that the index does not hold can never be found: an error, not a low number."""
-    known = set(index.ids())
-    lost = [(query, id_) for query, judged in qrels.items() for id_ in judged if id_ not in known]
-    if lost:
-        query, id_ = lost[0]
-        raise UserError(
-            f"the index '{index.path}' does not hold '{id_}', the answer of query '{query}' ({len(lost)} such); "
-            "index the passages of this data set anew (python -m runs.run_indexer --overwrite)."
-        )
-
-
-def pair(query, ranking, texts: dict[str, str]) -> dict:
-    """One entry of ``<save_path>_docs.json``."""
-    ids = list(ranking.ids[:5])
-    return {"question_id": query.id, "question": query.text, "passages": [texts.get(i, "") for i in ids], "pid": ids,
-            "retrieval_score": list(ranking.scores[:5])}  # fmt: skip
+def metrics_of(name: str, data) -> list[str]:
+    """By ids, by answers, or by both, as the data set can be judged."""
+    pattern = name in original_data.TABLE and original_data.TABLE[name].judged == "pattern"
+    return [*([] if pattern else BY_GOLD), *(BY_ANSWERS if knows_answers(data) else [])]

@@ -56,12 +56,14 @@ def arguments():
     )
     legacy.add_argument("--colbert_ckpt", help="ColBERT folder or hub name (default ckpts/colbertv2.0)")
     legacy.add_argument("--mire_ckpt", help="MIRe .pth or checkpoint folder")
+    legacy.add_argument("--xknow_ckpt", help="Ret-XKnow .pth or checkpoint folder")
     legacy.add_argument("--max_doc_len", type=int, help="tokens per passage (default 384, of M2KR 512)")
     legacy.add_argument(
-        "--dataset_name", help="vid2r: --all_blocks_file may be its JSON list; m2kr.EVQA and the like: its passages"
+        "--dataset_name",
+        help="whose --all_blocks_file it is (docs/EVALUATION.md); EVQA, m2kr.EVQA and the like: M2KR's",
     )
     legacy.add_argument("--dataset_hf_path", help="M2KR: its folder (default data/m2kr), or a hub name to download")
-    legacy.add_argument("--image_dir", help="accepted, without effect: text passages have no images")
+    legacy.add_argument("--image_dir", help="fashioniq: folder of the candidates' pictures; text passages have none")
     legacy.add_argument("--kmeans_niters", type=int, help="k-means iterations (default 20)")
     return made
 
@@ -69,7 +71,8 @@ def arguments():
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     dead_flag("--n_ranks", args.n_ranks, "one process indexes here")
-    dead_flag("--image_dir", args.image_dir, "the corpus is text")
+    if args.dataset_name != "fashioniq":
+        dead_flag("--image_dir", args.image_dir, "the corpus is text")
     if args.config_path:
         return from_config(args)
     if args.plan:
@@ -77,29 +80,24 @@ def run(argv: Sequence[str]) -> None:
 
         return from_flags(args)
     from core.device import pick_device
-    from dataset import vid2r
-    from dataset.records_json import is_json_list, read_passages
+    from runs import original_data
     from runs.backends import with_backend
     from runs.indexing import build, index_device
     from runs.settings import IndexSection
 
     name = need(args.exp_name, "give --config_path, or --exp_name with --all_blocks_file.")
-    blocks = args.dataset_name if is_m2kr(args.dataset_name) else args.all_blocks_file
+    own = is_m2kr(args.dataset_name) or args.dataset_name in original_data.WITH_PASSAGES
+    blocks = args.dataset_name if own else args.all_blocks_file
     need(blocks, "give --all_blocks_file, the passages to index.")
-    checkpoint = args.checkpoint or args.mire_ckpt or args.colbert_ckpt or "ckpts/colbertv2.0"
+    checkpoint = args.checkpoint or args.mire_ckpt or args.xknow_ckpt or args.colbert_ckpt or "ckpts/colbertv2.0"
     bits = args.n_bits or 2
     path = f"experiments/{name}/indexes/{name}.nbits={bits}"
     options = {"nbits": bits, "iterations": args.kmeans_niters or 20}
     section = with_backend(IndexSection(name="plaid", path=path, options=options), args.backend)
     if args.check:
-        files = () if is_m2kr(blocks) else (blocks, checkpoint)
+        files = () if own else (blocks, checkpoint)
         return plan(f"index '{blocks}' with '{checkpoint}' in '{path}'", *files)
-    if is_m2kr(blocks):
-        corpus = data_of(args).corpus()
-    elif args.dataset_name == "vid2r" and is_json_list(blocks):
-        corpus = vid2r.Published(blocks).corpus()
-    else:
-        corpus = read_passages(blocks)
+    corpus = data_of(args).corpus() if is_m2kr(blocks) else original_data.corpus(args.dataset_name, args)
     device = pick_device(args.device or "auto")
     length = args.max_doc_len or (DOC_MAXLEN if is_m2kr(blocks) else 384)
     retriever = with_lengths(open_retriever(checkpoint, device), doc_maxlen=length)

@@ -53,3 +53,33 @@ def test_legacy_ties_and_missing():
         legacy.legacy_names({"MRR@5": {"q": 1.0}})
     with pytest.raises(UserError, match="no rankings"):
         legacy.by_its_rules({}, lambda *_: True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage", "held"),
+    [  # of (mire okvqa_gs, xknow okvqa_gs, mire okvqa, xknow okvqa); None: it stops
+        ("new york", "in New York.", (True, True, True, True)),
+        (" new york ", "in New York.", (True, False, True, False)),
+        ("u.s", "a u-s-b plug", (True, True, True, True)),  # "." stands for anything
+        ("art", "a party", (False, False, False, False)),
+        ("c#", "C# tools", (False, False, False, False)),  # no word ends behind "#"
+        ("", "a word", (True, True, False, False)),
+        ("a (b", "costs a (b", (True, None, None, None)),
+    ],
+)
+def test_the_patterns_of_ok_vqa(answer, passage, held):
+    for (style, data), expected in zip(
+        [("mire", "okvqa_gs"), ("xknow", "okvqa_gs"), ("mire", "okvqa"), ("xknow", "okvqa")], held, strict=True
+    ):
+        rule = legacy.PATTERNS[style, data]
+        if expected is None:
+            with pytest.raises(UserError, match=r"stops at the answer 'a \(b'"):
+                rule.holds([answer], passage)
+        else:
+            assert rule.holds([answer], passage) is expected, (style, data)
+
+
+def test_uniir_says_recall_to_success():
+    assert legacy.uniir({"Success@5": {"a": 1.0, "b": 0.0, "c": 0.0}}) == {"Recall@5": 0.3333}
+    with pytest.raises(UserError, match="no name for MRR@5"):
+        legacy.uniir({"MRR@5": {"a": 1.0}})

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.errors import UserError
 from core.protocols import Ranking
-from evaluation.metrics import evaluate, judged_by_text, means, parse
+from evaluation.metrics import BY_QRELS, by_answers, evaluate, in_order, means, parse
 
 
 def ranked(*ids: str, scores=None) -> Ranking:
@@ -71,7 +71,6 @@ def test_unanswered_and_hopeless_queries_count_as_zero():
 
 
 def test_ids_of_any_shape():
-    """Ids reach a C library, which must not cut or confuse them."""
     got = evaluate(
         {"q 1": ranked("ü\0x", "ü\0y", "日本 語")}, {"q 1": {"日本 語": 1, "ü\0y": 1}}, ["MRR@3", "Recall@3", "P@3"]
     )
@@ -79,12 +78,21 @@ def test_ids_of_any_shape():
 
 
 def test_names():
-    assert parse("Recall@10") == ("Recall", 10)
-    for wrong in ("R@5", "recall@5", "Success", "Success@0", "Success@-1", "Success@05", "MRR@x", ""):
-        with pytest.raises(UserError, match="Success@k, Recall@k, MRR@k, nDCG@k, P@k, MAP@k"):
+    assert parse("Recall@10") == ("Recall", 10) and parse("PseudoMRR@5") == ("PseudoMRR", 5)
+    for wrong in ("R@5", "recall@5", "Success", "Success@0", "Success@-1", "Success@05", "MRR@x", "PseudoMAP@5", ""):
+        with pytest.raises(
+            UserError, match="Success@k, Recall@k, Precision@k, P@k, MRR@k, MAP@k, nDCG@k, PseudoSuccess"
+        ):
             parse(wrong)
-    with pytest.raises(UserError, match="judged_by_text"):
-        parse("PseudoRecall@5")
+    with pytest.raises(UserError, match="'PseudoRecall@5' needs the answer texts"):
+        evaluate({"q": ranked("a")}, {"q": {"a": 1}}, ["PseudoRecall@5"])
+    with pytest.raises(UserError, match="'Success@5' is judged by qrels"):
+        by_answers({"q": [True]}, ["q"], ["Success@5"])
+
+
+def test_precision_has_a_short_name():
+    got = evaluate({"q": ranked("a", "b", "c")}, {"q": {"a": 1, "c": 1}}, ["Precision@2", "P@2"])
+    assert got["Precision@2"] == got["P@2"] == {"q": 0.5}
 
 
 def test_errors_name_the_query():
@@ -96,27 +104,28 @@ def test_errors_name_the_query():
         evaluate({}, {}, ["MRR@1"])
 
 
-def test_judged_by_text():
-    asked = []
-
-    def judge(qid: str, doc: str) -> bool:
-        asked.append((qid, doc))
-        return doc == "yes"
-
-    rankings = {"q": ranked("a", "b", "yes", "c"), "r": ranked("a", "b", "c", "yes")}
-    got = judged_by_text(rankings, judge, [1, 3], query_ids=["q", "r", "absent"])
-    assert got == {
-        "PseudoRecall@1": {"q": 0, "r": 0, "absent": 0},
-        "PseudoRecall@3": {"q": 1, "r": 0, "absent": 0},
-    }
-    assert len(asked) == len(set(asked)) == 6  # once each, nothing below the largest k
-    assert judged_by_text(rankings, judge, 4) == {"PseudoRecall@4": {"q": 1, "r": 1}}
-    with pytest.raises(UserError, match="k=0"):
-        judged_by_text(rankings, judge, 0)
-    with pytest.raises(UserError, match="query 'r'"):
-        judged_by_text(rankings, judge, 1, query_ids=["q"])
+def test_by_answers():
+    hits = {"q": [False, False, True, True], "r": [False] * 3 + [True], "few": [True]}
+    names = ["PseudoSuccess@1", "PseudoSuccess@3", "PseudoRecall@3", "PseudoPrecision@4", "PseudoMRR@4", "PseudoMRR@2"]
+    got = by_answers(hits, ["q", "r", "few", "absent"], names)
+    assert list(got) == names
+    assert got["PseudoSuccess@1"] == {"q": 0, "r": 0, "few": 1, "absent": 0}
+    assert got["PseudoSuccess@3"] == got["PseudoRecall@3"] == {"q": 1, "r": 0, "few": 1, "absent": 0}
+    assert got["PseudoPrecision@4"] == {"q": 2 / 4, "r": 1 / 4, "few": 1 / 4, "absent": 0}
+    assert got["PseudoMRR@4"] == {"q": 1 / 3, "r": 1 / 4, "few": 1, "absent": 0}
+    assert got["PseudoMRR@2"] == {"q": 0, "r": 0, "few": 1, "absent": 0}
+    with pytest.raises(UserError, match=r"query 'r' has a ranking but no place among query_ids \(2 of 3"):
+        by_answers(hits, ["q"], names)
     with pytest.raises(UserError, match="no queries"):
-        judged_by_text({}, judge, 1)
+        by_answers({}, [], names)
+
+
+def test_equal_scores_stand_in_the_order_of_their_ids():
+    best_first = ranked("z", "b", "a", scores=(3.0, 2.0, 1.0))
+    assert in_order(best_first) is best_first
+    tied = ranked("z", "d10", "d9", "a", scores=(3.0, 1.0, 1.0, 1.0))
+    assert in_order(tied) == ranked("z", "a", "d10", "d9", scores=(3.0, 1.0, 1.0, 1.0))
+    assert in_order(ranked("a", "b", scores=(1.0, 2.0))).ids == ("b", "a")
 
 
 DOCS = [f"d{i}" for i in range(12)]
@@ -138,7 +147,7 @@ def judged_runs(draw):
 @given(judged_runs())
 def test_against_naive(case):
     rankings, qrels, k = case
-    got = evaluate(rankings, qrels, [f"{family}@{k}" for family in ("Success", "Recall", "MRR", "P", "MAP", "nDCG")])
+    got = evaluate(rankings, qrels, [f"{family}@{k}" for family in BY_QRELS])
     for qid, grades in qrels.items():
         relevant = {doc for doc, grade in grades.items() if grade > 0}
         top = rankings[qid].ids[:k] if qid in rankings else ()
@@ -150,7 +159,30 @@ def test_against_naive(case):
             "Recall": len(ranks) / len(relevant) if relevant else 0.0,
             "MRR": 1 / ranks[0] if ranks else 0.0,
             "P": len(ranks) / k,
+            "Precision": len(ranks) / k,
             "MAP": sum(precisions) / len(relevant) if relevant else 0.0,
             "nDCG": sum(grades[top[r - 1]] / math.log2(r + 1) for r in ranks) / ideal if ideal else 0.0,
         }
         assert {name.split("@")[0]: values[qid] for name, values in got.items()} == pytest.approx(naive)
+
+
+THEIRS = {"Success": "Success", "Recall": "R", "MRR": "RR", "nDCG": "nDCG", "P": "P", "MAP": "AP"}
+"""our family -> its name in ir_measures"""
+
+
+@given(judged_runs())
+def test_against_trec_eval(case):
+    """The judge that the field uses. Its own order of equal scores is another, so it is given falling ones."""
+    import ir_measures
+
+    rankings, qrels, k = case
+    falling = {q: {d: float(-place) for place, d in enumerate(r.ids)} for q, r in rankings.items()}
+    known = {q: {d: max(0, g) for d, g in grades.items()} for q, grades in qrels.items()}
+    got = evaluate(rankings, qrels, [f"{family}@{k}" for family in THEIRS])
+    names = {getattr(ir_measures, other) @ k: f"{ours}@{k}" for ours, other in THEIRS.items()}
+    compared = 0
+    for found in ir_measures.iter_calc(list(names), known, falling):
+        assert got[names[found.measure]][found.query_id] == pytest.approx(found.value, abs=1e-9)
+        compared += 1
+    answered = sum(bool(r.ids) and bool(qrels[q]) for q, r in rankings.items())
+    assert compared >= answered * len(names)
