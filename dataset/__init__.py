@@ -10,6 +10,7 @@ HELPERS = {
     "ledger",
     "near_duplicates",
     "sentences",
+    "vid2r_ids",
     "vid2r_passages",
     "vid2r_rules",
     "wit",

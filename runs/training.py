@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import models
@@ -97,6 +98,16 @@ def text_states(cfg, retriever, data, out: Path):
     return for_training(retriever, corpus_of(data, data.train_split), cfg.train, states_folder(out, key))
 
 
+def some_passages(corpus, answers: set[str], cfg) -> list:
+    """The answers, then others up to ``eval.valid_documents``. A corpus that finds ids itself is not read whole."""
+    if hasattr(corpus, "get"):
+        found = [d for d in map(corpus.get, sorted(answers)) if d is not None]
+    else:
+        found = [d for d in corpus if d.id in answers]
+    others = (d for d in corpus if d.id not in answers)
+    return [*found, *islice(others, max(0, cfg.eval.valid_documents - len(found)))]
+
+
 def validation(cfg, data, visual, states) -> Callable:
     """A function from the retriever to its metrics on part of the validation split: exact MaxSim over passages."""
     import torch
@@ -109,10 +120,9 @@ def validation(cfg, data, visual, states) -> Callable:
     rng = random.Random(0)
     queries = list(data.queries(data.valid_split))
     queries = rng.sample(queries, min(len(queries), cfg.eval.valid_queries))
-    qrels = {q.id: data.qrels(data.valid_split)[q.id] for q in queries}
-    answers = {d for judged in qrels.values() for d in judged}
-    corpus = sorted(corpus_of(data, data.valid_split), key=lambda d: d.id not in answers)
-    corpus = corpus[: max(cfg.eval.valid_documents, len(answers))]
+    judged = data.qrels(data.valid_split)
+    qrels = {q.id: judged[q.id] for q in queries}
+    corpus = some_passages(corpus_of(data, data.valid_split), {d for j in qrels.values() for d in j}, cfg)
 
     def validate(retriever) -> dict[str, float]:
         encode = query_encoder(retriever, visual, states)
