@@ -31,7 +31,14 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """fp32: no autocast; bf16: autocast on the device; fp16 is not offered for training (it needs loss scaling)."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    """fp32: no autocast; bf16, fp16: autocast on the device. (Training offers no fp16: it needs loss scaling.)"""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def encoding_precision(wanted: str, device: torch.device) -> str:
+    """Of encoders that do not learn: auto is fp16 on CUDA, fp32 elsewhere."""
+    if wanted == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return wanted

@@ -109,26 +109,37 @@ def with_lengths(retriever, **lengths: int):
     return retriever
 
 
-def encode_corpus(retriever, documents: Sequence, batch_size: int, visual=None, states=None, skip: int = 0) -> Iterator:
+def encode_corpus(
+    retriever, documents: Sequence, batch_size: int, visual=None, states=None, skip: int = 0, precision: str = "auto"
+) -> Iterator:
     """(id, [n, dim] float32 array) per document, in order. The first ``skip`` documents come with None.
 
     Documents are encoded in windows, sorted by length within each: little padding, and a bounded memory.
+    precision: of the encoder: auto, fp32, fp16 or bf16.
     """
     import torch
 
+    from core.device import autocast, encoding_precision
+
     device = next(retriever.parameters()).device
+    precision = encoding_precision(precision, device)
     for document in documents[:skip]:
         yield document.id, None
     window = batch_size * 32
     for start in range(skip, len(documents), window):
-        part = documents[start : start + window]
+        part = list(documents[start : start + window])
         order = sorted(range(len(part)), key=lambda i: len(part[i].text))
         out: list = [None] * len(part)
         for s in range(0, len(order), batch_size):
             rows = order[s : s + batch_size]
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(device, precision):
                 batch = retriever.collate_documents([part[i] for i in rows], visual, states).to(device)
                 tokens = retriever.encode_documents(batch)
+            if precision == "fp16" and not bool(tokens.embeddings.isfinite().all()):
+                raise UserError(
+                    f"a passage like '{part[rows[0]].id}' leaves the range of fp16 in this model's encoder; set "
+                    "index.precision: bf16 or fp32."
+                )
             for i, vectors in zip(rows, tokens.unpad()):
                 out[i] = vectors.float().cpu().numpy()
         yield from ((d.id, v) for d, v in zip(part, out))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from core import distributed
+from core.device import encoding_precision
 from core.errors import UserError
 from core.features import Looked, fill, share
 from core.files import only_writer, read_json, write_json
@@ -93,7 +94,7 @@ def pick_precision(asked: str, device: torch.device, out: str | Path) -> str:
         return asked
     if (Path(out) / "spec.json").is_file():
         return read_spec(Path(out)).get("precision", "fp32")
-    return "fp16" if device.type == "cuda" else "fp32"
+    return encoding_precision(asked, device)
 
 
 # ---- one image, in a worker

@@ -41,9 +41,10 @@ def from_corpus(args, retriever, corpus: Sequence, section, place: Path, device:
     section, _ = resolved(section, args.documents or len(corpus))
     step = max(1, len(corpus) // PASSAGES)
     some = list(corpus[::step])[:PASSAGES]
-    list(encode_corpus(retriever, some[:1], section.batch_size, visual))  # the first call takes longer
+    how = {"batch_size": section.batch_size, "visual": visual, "precision": section.precision}
+    list(encode_corpus(retriever, some[:1], **how))  # the first call takes longer
     start = time.perf_counter()
-    lengths = [len(vectors) for _, vectors in encode_corpus(retriever, some, section.batch_size, visual)]
+    lengths = [len(vectors) for _, vectors in encode_corpus(retriever, some, **how)]
     each = (time.perf_counter() - start) / len(some)
     documents = args.documents or len(corpus)
     names = sum(len(d.id.encode()) for d in some) / len(some)

@@ -46,12 +46,13 @@ class IndexSection(Strict):
     <run.out>/index. options: passed to its build (with auto they are plaid's).
 
     effort: how hard a search looks, for indexes that have a choice; colbert ranks as colbert-ai does.
-    batch_size: passages per encoder call.
+    batch_size: passages per encoder call. precision: of the encoder; auto: fp16 on CUDA, fp32 elsewhere.
     """
 
     name: str = "plaid"
     path: str | None = None
     batch_size: int = Field(64, ge=1)
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     effort: Literal["fast", "balanced", "exhaustive", "colbert"] | None = None
     options: dict[str, Any] = {}
 

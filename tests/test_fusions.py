@@ -75,7 +75,7 @@ def configs(root: Path) -> Path:
 
 
 def test_the_smoke_run_trains_judges_and_reports(tmp_path):
-    arms = ["mire_legacy", "mire_clean_pre", "plus_gate", "plus_teacher"]
+    arms = ["mire_legacy", "mire_clean_pre", "preflmr", "plus_gate", "plus_teacher"]
     page = tmp_path / "page.md"
     blocks = ["arms-flagfacts", "pairs-flagfacts", "cost"]
     page.write_text("\n".join(f"<!-- {b} -->\nold\n<!-- /{b} -->" for b in blocks))
@@ -95,6 +95,7 @@ def test_the_smoke_run_trains_judges_and_reports(tmp_path):
     rows = {name: arm["query_rows"] for name, arm in found["arms"].items()}
     assert rows["mire_legacy_64"] > rows["mire_legacy"]  # tiny towers spell words: questions fill more than 28 places
     assert rows["mire_legacy"] == rows["mire_clean_pre"]  # masked rows never count
+    assert rows["preflmr"] == 28 + 32 + 49  # of the question, of the image, of its patches
     text = page.read_text()
     assert "old" not in text and "`plus_gate`" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -32,6 +32,10 @@ PAIRS = (
     ("mire_clean", "ret_xknow_k3", "MIRe against Ret-XKnow"),
     ("mire_clean", "ret_xknow_k5", "MIRe against Ret-XKnow"),
     ("mire_clean", "mire_preflmr", "fusion-free against fused"),
+    ("mire_clean", "flmr", "MIRe against FLMR"),
+    ("mire_clean", "preflmr", "MIRe against PreFLMR"),
+    ("preflmr", "flmr", "a row per patch, and a projection per side"),
+    ("preflmr", "mire_preflmr", "PreFLMR against the repositories' smaller one"),
 )
 """(arm, the arm it is compared with, what the difference is); every ``plus_*`` arm joins them against mire_clean."""
 

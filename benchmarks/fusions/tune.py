@@ -18,6 +18,8 @@ ARMS = {
     "mire": "mire_clean",
     "ret_xknow": "ret_xknow_k5",
     "mire_preflmr": "mire_preflmr",
+    "flmr": "flmr",
+    "preflmr": "preflmr",
 }
 """family -> the arm that is tried for it."""
 
