@@ -66,7 +66,11 @@ def test_commands_that_need_more_than_this_machine(line, tmp_path, monkeypatch, 
         text = tiny.text_tower(tmp_path / "plain", colbert=False, positions=512)
     changes = [f"model.text_tower={text}", f"model.vision.tower={vision}", "model.dim=16", "run.device=cpu",
                "model.vision.global_layer=-1", "model.vision.patch_layer=-2", "model.vision.grid=null"]  # fmt: skip
-    if "init:" in Path(parsed.config_path).read_text():
+    if "name: flmr" in Path(parsed.config_path).read_text():
+        lengths = [f"model.{s}.{k}_maxlen=32" for s in ("train", "eval") for k in ("query", "doc")]
+        released = ROOT / "tests/golden/preflmr/hub_layout/checkpoint"
+        changes = [f"run.init={released}", "model.num_tokens=6", "model.dim=16", "run.device=cpu", *lengths]
+    elif "init:" in Path(parsed.config_path).read_text():
         made = tiny.retriever("mire", tmp_path / "init", num_tokens=16, num_heads=12, text_tower=str(text))
         made.save_pretrained(tmp_path / "init" / "m")
         changes += [f"run.init={tmp_path / 'init' / 'm'}"]
