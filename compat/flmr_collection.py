@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.config import check
 from core.errors import UserError
 from core.files import atomic_file, replace_folder
 from core.records import Document, ImageRef, Query
@@ -171,7 +172,7 @@ def index_custom_collection(
     if isinstance(doc_maxlen, bool) or not isinstance(doc_maxlen, int) or doc_maxlen < 4:
         raise UserError(f"doc_maxlen={doc_maxlen!r} leaves no room for words; give a whole number of 4 or more.")
     documents = documents_of(custom_collection, model)
-    section = IndexSection(**chosen, batch_size=indexing_batch_size)
+    section = check(IndexSection, {**chosen, "batch_size": indexing_batch_size}, "index_custom_collection")
     images = any(d.images for d in documents)
     place = chosen_device(use_gpu, device)
     foreign = path.is_dir() and is_colbert_ai(path)
@@ -286,6 +287,8 @@ def search_custom_collection(
     the original engine. centroid_search_batch_size: not needed, memory is bounded in any case.
     """
     names = list(queries) if isinstance(queries, Mapping) else list(range(len(queries)))
+    if isinstance(query_embeddings, np.ndarray):
+        query_embeddings = torch.from_numpy(query_embeddings)
     if not isinstance(query_embeddings, Tensor) or query_embeddings.ndim != 3:
         shape = getattr(query_embeddings, "shape", type(query_embeddings).__name__)
         raise UserError(f"query_embeddings is {tuple(shape) if isinstance(shape, torch.Size) else shape}; give "

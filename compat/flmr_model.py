@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,31 @@ from compat.flmr_tokenizers import FLMRContextEncoderTokenizer, FLMRQueryEncoder
 from core import distributed
 from core.batch import Batch
 from core.errors import UserError
+from core.files import read_object
 from core.maxsim import maxsim, maxsim_pairs
 from core.tokens import TokenBatch
 from core.visual import VisualBatch
+from models import flmr_files
 from models.flmr import FLMR
+from models.towers.folders import resolve
 from models.visual import assemble
 
 Flags = bool | Sequence[bool] | None
 
 
+class _Output:
+    """Results are attributes; like transformers' outputs they can also be had by name or place (of those not None)."""
+
+    def to_tuple(self) -> tuple:
+        values = (getattr(self, field.name) for field in fields(self) if field.name != "tokens")
+        return tuple(value for value in values if value is not None)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return vars(self)[key] if isinstance(key, str) else self.to_tuple()[key]
+
+
 @dataclass
-class FLMRQueryEncoderOutput:
+class FLMRQueryEncoderOutput(_Output):
     """pooler_output [B, dim]: first row, not normalised. late_interaction_output [B, rows, dim]; tokens: the same with
     the rows that count."""
 
@@ -40,7 +54,7 @@ class FLMRQueryEncoderOutput:
 
 
 @dataclass
-class FLMRContextEncoderOutput:
+class FLMRContextEncoderOutput(_Output):
     """pooler_output [N, dim]: first row, normalised. late_interaction_output [N, rows, dim], or a list of the rows that
     count with ``keep_dims=False``. context_mask [N, rows, 1] bool, also in tokens."""
 
@@ -51,7 +65,7 @@ class FLMRContextEncoderOutput:
 
 
 @dataclass
-class FLMRModelForRetrievalOutput:
+class FLMRModelForRetrievalOutput(_Output):
     """scores: [B, 1 + num_negative_examples], of each query with its own documents; of all processes' when gathered."""
 
     loss: Tensor
@@ -66,13 +80,16 @@ class FLMRModelForRetrieval(FLMR):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, query_tokenizer=None, context_tokenizer=None, **ignored
+        cls, path: str | Path, query_tokenizer=None, context_tokenizer=None, *, config=None, **options
     ) -> FLMRModelForRetrieval:
         """A released folder or hub name, or a checkpoint of this project. The tokenizers are the checkpoint's own;
-        given ones are only compared. Loading options of transformers have no effect, which a note says."""
-        if told := sorted(ignored.keys() - {"trust_remote_code"}):
+        given ones are only compared. config: a ``FLMRConfig`` in place of the folder's; options of its names change
+        single values. Loading options of transformers have no effect, which a note says."""
+        changes = {} if config is None else config.to_dict()
+        changes |= {name: options.pop(name) for name in flmr_files.TOP.keys() & options.keys()}
+        if told := sorted(options.keys() - {"trust_remote_code"}):
             print(f"note: from_pretrained has no use for {', '.join(told)}; the weights are float32.", file=sys.stderr)
-        model = super().from_pretrained(path)
+        model = cls._changed(path, changes) if changes else super().from_pretrained(path)
         for name, given in (("query_tokenizer", query_tokenizer), ("context_tokenizer", context_tokenizer)):
             if given is not None and given.get_vocab() != model.tokenizer.tokenizer.get_vocab():
                 raise UserError(
@@ -80,6 +97,26 @@ class FLMRModelForRetrieval(FLMR):
                 )
         model.freeze([])
         return model
+
+    @classmethod
+    def _changed(cls, path: str | Path, changes: dict[str, Any]) -> FLMRModelForRetrieval:
+        """The checkpoint under a config.json with other values."""
+        folder = resolve(str(path))
+        raw = read_object(folder / "config.json", "checkpoint config")
+        if not flmr_files.is_released(raw):
+            raise UserError(
+                f"'{path}' is not in the released layout of FLMR, whose values config and {sorted(changes)[0]} are; "
+                "leave them out, or change its config.json."
+            )
+        return flmr_files.load(cls, folder, {**raw, **changes})
+
+    @property
+    def device(self) -> torch.device:
+        return self.query_tower.linear.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.query_tower.linear.weight.dtype
 
     def save_pretrained(self, path: str | Path, provenance: dict | None = None, layout: str = "hub", **ignored) -> None:
         """Write the released layout, tokenizer folders included, or with ``layout="own"`` this project's."""
@@ -251,7 +288,7 @@ class FLMRModelForRetrieval(FLMR):
         if (pixels is not None or features is not None) and self.vision is None:
             raise UserError("images are given, but this checkpoint reads text only (use_vision_encoder is false).")
         if pixels is not None:
-            if pixels.ndim not in (4, 5):
+            if pixels.ndim not in (4, 5) or pixels.shape[-3] != 3:
                 raise UserError(
                     f"pixel_values is {tuple(pixels.shape)}; give [B, 3, H, W], or [B, R, 3, H, W] for several images."
                 )
@@ -307,13 +344,14 @@ class FLMRModelForRetrieval(FLMR):
         return_dict: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> FLMRModelForRetrievalOutput:
+    ) -> FLMRModelForRetrievalOutput | tuple:
         """Loss and scores of B queries and their B * (1 + num_negative_examples) documents, each positive first.
 
         use_in_batch_negatives: cross-entropy of each query over all documents of the batch; else over its own.
         in_batch_negatives_from_all_gpus: over the documents of all processes. Every process has the same loss, and its
         gradient is the number of processes times its share, so that the average which DistributedDataParallel takes is
         the gradient of one process with the whole batch. (The original's is that divided by the number of processes.)
+        return_dict: False gives a tuple of the fields, in their order and with None.
         """
         _no_inner_values(output_attentions, output_hidden_states)
         asked = self.query(
@@ -341,9 +379,8 @@ class FLMRModelForRetrieval(FLMR):
         else:
             scores, in_batch = maxsim_pairs(queries, documents), None
             loss = cross_entropy(scores, torch.zeros_like(first))
-        return FLMRModelForRetrievalOutput(
-            loss, scores, in_batch, asked.late_interaction_output, answers.late_interaction_output
-        )
+        found = (loss, scores, in_batch, asked.late_interaction_output, answers.late_interaction_output)
+        return found if return_dict is False else FLMRModelForRetrievalOutput(*found)
 
 
 def _batch(tensors: dict[str, Tensor], images: VisualBatch | None, counts: tuple[int, int] | None) -> Batch:
@@ -385,6 +422,7 @@ def _flag(flag: Flags, usual, given: bool, what: str) -> bool | list[bool]:
     """What a concat flag comes to: the config's word where it is None and there is something to show."""
     if flag is None:
         return bool(usual) and given
+    flag = flag.tolist() if hasattr(flag, "tolist") else flag  # of an array or a tensor
     flag = [bool(f) for f in flag] if isinstance(flag, (list, tuple)) else bool(flag)
     if not given and (flag is True or (isinstance(flag, list) and any(flag))):
         raise UserError(

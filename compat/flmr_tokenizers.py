@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ class _Tokenizer:
             raise AttributeError(name)
         return self.settings[name] if name in self.settings else getattr(self.words.tokenizer, name)
 
+    def __len__(self) -> int:
+        return len(self.words.tokenizer)
+
     def save_pretrained(self, path: str | Path) -> None:
         """Write the files of a released tokenizer folder into ``path``."""
         folder = Path(path)
@@ -76,9 +79,7 @@ class _Tokenizer:
 
     def _checked(self, text: Any, padding: Any, truncation: Any) -> tuple[list[str], bool]:
         """Texts as a list, and whether they are padded to the full length."""
-        if isinstance(text, str):
-            text = [text]
-        texts = list(text)
+        texts = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
         if not texts or not all(isinstance(one, str) for one in texts):
             wrong = next((one for one in texts if not isinstance(one, str)), texts)
             raise UserError(f"a tokenizer takes a text or a list of texts, not {wrong!r}.")

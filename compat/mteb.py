@@ -1,8 +1,8 @@
 """mteb's search protocol (mteb 2.x: ``index`` and ``search``) on top of any retriever and any index.
 
     from compat.mteb import MtebSearch
-    from models import from_pretrained
-    model = MtebSearch(from_pretrained("experiments/triviawiki/trained/checkpoints/step-0000200"), index="plaid")
+    from runs.common import open_retriever
+    model = MtebSearch(open_retriever("experiments/triviawiki/trained"), index="plaid")
     mteb.evaluate(model, mteb.get_tasks(["SciFact"]))
 
 mteb itself is only needed for what the model says about itself (``mteb_model_meta``).
@@ -33,9 +33,10 @@ WINDOW = 32  # batches that are sorted by length together
 class MtebSearch:
     """A retriever and an index as one model of mteb.
 
-    index: module of ``index/``; options go to its ``build``. folder: where the index of the present corpus lies, by
-    default a temporary one that ends with this object. name: "organisation/model", as mteb files its results; its
-    revision names weights, lengths, index and options, so that results of other ones are never taken from mteb's cache.
+    index: module of ``index/``; options go to its ``build``. The index of the present corpus lies in a temporary folder
+    (below TMPDIR) that ends with the next corpus or with this object. name: "organisation/model", as mteb files its
+    results; its revision names weights, lengths, index and options, so that results of other ones are never taken from
+    mteb's cache.
     """
 
     def __init__(
@@ -46,7 +47,6 @@ class MtebSearch:
         name: str = "local/retriever",
         batch_size: int = 32,
         precision: str = "fp32",
-        folder: str | Path | None = None,
         effort: str | None = None,
         **options: Any,
     ) -> None:
@@ -54,16 +54,14 @@ class MtebSearch:
             raise UserError(f"name is '{name}'; mteb files results under 'organisation/model', such as local/mire.")
         self.retriever, self.index_name, self.options = retriever, index, options
         self.name, self.batch_size, self.precision, self.effort = name, batch_size, precision, effort
-        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="mteb-")
-        self._folder = Path(folder if folder is not None else self._temporary.name)  # type: ignore[union-attr]
-        self._built = 0
+        self._folder: tempfile.TemporaryDirectory | None = None
         self._index: Index | None = None
         retriever.stage = "eval"
         retriever.eval()  # type: ignore[attr-defined]
 
     # ---- the protocol
 
-    def index(self, corpus, *, task_metadata=None, hf_split: str = "", hf_subset: str = "", **ignored: Any) -> None:
+    def index(self, corpus, *, hf_split: str = "", hf_subset: str = "", **ignored: Any) -> None:
         """Encode and index a corpus: rows with ``id``, ``text`` and perhaps ``title`` and ``image``.
 
         mteb's ``encode_kwargs`` are not read: batch size and precision are this object's.
@@ -72,9 +70,9 @@ class MtebSearch:
         if not documents:
             raise UserError(f"the corpus of split '{hf_split}' {hf_subset} is empty; check the task.")
         module = importlib.import_module(f"index.{self.index_name}")
-        self._built += 1  # an index folder is of one corpus, and a task may have several
+        self._folder = tempfile.TemporaryDirectory(prefix="mteb-")  # the one before goes
         self._index = module.Index.build(
-            self._folder / f"corpus-{self._built}",
+            Path(self._folder.name) / "index",
             self._vectors(documents),
             dim=self.retriever.config.dim,
             encoder=self.retriever.identity(any(d.images for d in documents)),

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -64,7 +64,13 @@ class EVQA(LineData):
         return Lines(path, lambda place, row: (f"{name}_{place}", row), ())
 
     def keeps(self, row: Row) -> bool:
-        return row[1].get("question_type") in self.config.kinds
+        kind = text(row, "question_type")
+        if kind not in get_args(Kind):
+            raise UserError(
+                f"question '{row[0]}' has the question_type '{kind}'; known are {', '.join(get_args(Kind))}. Give "
+                "the released file."
+            )
+        return kind in self.config.kinds
 
     def query(self, row: Row, split: str, rng: random.Random | None = None) -> Query:
         ids = picture_ids(row)
@@ -137,7 +143,7 @@ class EVQA(LineData):
 
 def _named(found: dict[str, Any], into: dict[str, str]) -> dict[str, Any] | None:
     """Takes {id, file_name}, and lets other objects go except those that may be {id: file}."""
-    if "file_name" in found and "id" in found:
+    if isinstance(found.get("file_name"), str) and "id" in found:
         into[str(found["id"])] = found["file_name"]
         return None
     return found if all(isinstance(v, str) for v in found.values()) else None

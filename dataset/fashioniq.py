@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from core.config import Strict
-from core.errors import UserError
 from core.records import Document, ImageRef, Query
 from dataset.draw import Modality
 from dataset.lines import LineCorpus, Lines, string
@@ -39,17 +38,13 @@ class Config(Strict):
 
 
 class FashionIQ(LineData):
-    """Rows have no ids of their own: a query is named after its file and its place in it, from 0."""
+    """Rows have no ids of their own: a query is called what MIRe calls it, its picture and its place in the file."""
 
     def read(self, path: str) -> Lines[Row]:
-        name = Path(path).stem
-        return Lines(path, lambda place, row: (f"{name}_{place}", row), ())
+        return Lines(path, _named, ())
 
     def query(self, row: Row, split: str, rng: random.Random | None = None) -> Query:
-        shown = text(row, "q_img")
-        if not shown:
-            raise UserError(f"query '{row[0]}' has no q_img; give the picture that it changes.")
-        return Query(row[0], text(row, "q_text"), (self._picture(shown),), task="FashionIQ")
+        return Query(row[0], text(row, "q_text"), (self._picture(text(row, "q_img")),), task="FashionIQ")
 
     def positives(self, row: Row, split: str) -> dict[str, int]:
         return dict.fromkeys(strings(row, "positive"), 1)
@@ -69,6 +64,13 @@ class FashionIQ(LineData):
     def _picture(self, path: str) -> ImageRef:
         name = PurePosixPath(path).name
         return ImageRef(name, path=str(Path(self.config.image_dir) / name))
+
+
+def _named(place: str, row: dict[str, Any]) -> Row:
+    """The place counts from 0."""
+    if not string(row, "q_img"):
+        raise ValueError("it has no q_img, the picture that the query changes")
+    return f"{PurePosixPath(row['q_img']).name[:-4]}_{place}", row
 
 
 def build(config: Config) -> FashionIQ:

@@ -6,6 +6,7 @@ What the data sets of the papers have in common; ``dataset/<name>.py`` says how 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,6 +45,7 @@ class PairData:
     def __init__(self, config) -> None:
         self.config = config
         self._pairs: dict[str, list[Pair]] = {}
+        self._usable: dict[str, list[Pair]] = {}
         self._answers: dict[str, dict[tuple, Document]] = {}
         self._judged: dict[str, dict[str, dict[str, int]]] = {}
 
@@ -96,7 +98,7 @@ class PairData:
 
     def examples(self, split: str, epoch: int, seed: int) -> Sequence[Example]:
         """The positive and the negatives are drawn anew in every epoch."""
-        pairs, own = self.pairs(split), self._own(split)
+        pairs, own = self._answered(split), self._own(split)
         return Draws(len(pairs), epoch, seed, lambda i, rng: self._example(pairs[i], own, rng))
 
     def images(self) -> Sequence[ImageRef]:
@@ -148,6 +150,18 @@ class PairData:
         list(unique(pair.query for pair in pairs))
         return pairs
 
+    def _answered(self, split: str) -> list[Pair]:
+        """Those that can train: a passage answers them."""
+        if split not in self._usable:
+            pairs = self.pairs(split)
+            self._usable[split] = [pair for pair in pairs if pair.positives]
+            if lacking := len(pairs) - len(self._usable[split]):
+                message = f"{lacking} of {len(pairs)} questions of '{self._file(split)}' name no passage"
+                if not self._usable[split]:
+                    raise UserError(f"{message} that answers them; give questions with their passages.")
+                print(f"note: {message}; they do not train.", file=sys.stderr)
+        return self._usable[split]
+
     def _own(self, split: str) -> dict[tuple, Document]:
         """By content: the passages that answer a split's questions. Their ids are made of a question that they answer:
         files may give one text several ids, and one id several texts."""
@@ -165,8 +179,6 @@ class PairData:
         return self.passages()
 
     def _example(self, pair: Pair, own: Mapping[tuple, Document], rng: random.Random) -> Example:
-        if not pair.positives:
-            raise UserError(f"question '{pair.query.id}' has no passage that answers it; remove it from the file.")
         positive = own[_content(rng.choice(pair.positives))]
         wanted = getattr(self.config, "hard_negatives", 0)
         if len(pair.negatives) < wanted:

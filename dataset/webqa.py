@@ -103,7 +103,8 @@ class WebQA:
         named = {theirs: ours for ours, theirs in SPLITS.items()}
         for id_, row in read_object(self.config.path, "data file").items():
             where = f"question '{id_}' of '{self.config.path}'"
-            if not isinstance(row, dict) or row.get("split") not in named or not isinstance(row.get("Q"), str):
+            known = isinstance(row, dict) and isinstance(row.get("split"), str) and row["split"] in named
+            if not known or not isinstance(row.get("Q"), str):
                 raise UserError(f"{where} is {row!r:.60}; it needs a Q, and a split that is {' or '.join(named)}.")
             rows = found[named[row["split"]]]
             if len(rows) == self.config.limit:
@@ -120,7 +121,10 @@ class WebQA:
         for form in ("txt", "img"):
             if self.config.facts not in ("all", {"txt": "text", "img": "image"}[form]):
                 continue
-            for fact in row.get(f"{form}_{kind}Facts") or ():
+            facts = row.get(f"{form}_{kind}Facts") or []
+            if not isinstance(facts, list):
+                raise UserError(f"{where} has the {form}_{kind}Facts {facts!r:.60}; write a list.")
+            for fact in facts:
                 try:
                     made = self._text(fact) if form == "txt" else self._picture(fact)
                 except (TypeError, KeyError, AttributeError) as error:

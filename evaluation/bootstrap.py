@@ -93,14 +93,21 @@ def compare(
 
     Pairing takes out how hard each query is, so it sees differences that two separate intervals would hide.
     """
+    gaps = differences(ours, theirs)
+    low, high = interval(gaps, resamples, level, seed)
+    wins = sum(gap > 0 for gap in gaps.values())
+    losses = sum(gap < 0 for gap in gaps.values())
+    return Comparison(sum(gaps.values()) / len(gaps), low, high, wins, losses, len(gaps) - wins - losses)
+
+
+def differences(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    """Query id -> ours minus theirs, in the order of the ids; both must have answered the same queries."""
     alone = sorted(set(ours) ^ set(theirs))
     if alone:
         raise UserError(
             f"query '{alone[0]}' was judged for one system only ({len(alone)} such queries); "
             "compare on the same queries."
         )
-    gaps = {qid: ours[qid] - theirs[qid] for qid in ours}
-    low, high = interval(gaps, resamples, level, seed)
-    wins = sum(gap > 0 for gap in gaps.values())
-    losses = sum(gap < 0 for gap in gaps.values())
-    return Comparison(sum(gaps.values()) / len(gaps), low, high, wins, losses, len(gaps) - wins - losses)
+    if not ours:
+        raise UserError("there are no queries to compare; judge at least one.")
+    return {qid: float(ours[qid]) - float(theirs[qid]) for qid in sorted(ours)}

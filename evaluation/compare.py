@@ -40,7 +40,7 @@ def compared(
         rows = [row(a.scores[m], b.scores[m], m, groups, seed) for m in names]
         parts[name] = {"queries": len(a.rankings), "metrics": rows}
         if by is not None:
-            parts[name]["groups"] = by_group(a, b, names, values_of(a, b, by), seed)
+            parts[name]["groups"] = by_group(a, b, names, values_of(a, b, by), seed, groups)
         parts[name] |= movers(a, b, names, changed)
     rows = [row for part in parts.values() for row in part["metrics"]]
     for found, p in zip(rows, paired.holm([row["p"] for row in rows]), strict=True):
@@ -98,19 +98,24 @@ def values_of(a: PerQuery, b: PerQuery, field: str) -> dict[str, str]:
     return found
 
 
-def by_group(a: PerQuery, b: PerQuery, metrics: Sequence[str], groups: Mapping[str, str], seed: int) -> list[dict]:
+def by_group(
+    a: PerQuery, b: PerQuery, metrics: Sequence[str], groups: Mapping[str, str], seed: int,
+    together: Mapping[str, str] | None = None,
+) -> list[dict]:  # fmt: skip
     """Per group and metric: how many queries, both means, the difference with interval. Without tests: many small
-    groups always hold a few that differ by chance."""
+    groups always hold a few that differ by chance. together: query id -> what is redrawn as one observation."""
     rows = []
     for group in sorted(set(groups.values())):
         ids = [qid for qid in a.rankings if groups[qid] == group]
         for metric in metrics:
             ours, theirs = ({qid: side.scores[metric][qid] for qid in ids} for side in (b, a))
             found = bootstrap.compare(ours, theirs, seed=seed)
+            low, high = found.low, found.high
+            if together is not None:
+                low, high = paired.group_interval(paired.differences(ours, theirs), together, seed=seed)
             rows.append(
                 {"group": group, "queries": len(ids), "metric": metric, "A": sum(theirs.values()) / len(ids),
-                 "B": sum(ours.values()) / len(ids), "difference": found.difference, "low": found.low,
-                 "high": found.high}
+                 "B": sum(ours.values()) / len(ids), "difference": found.difference, "low": low, "high": high}
             )  # fmt: skip
     return rows
 

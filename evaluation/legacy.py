@@ -46,15 +46,16 @@ def legacy_names(scores: Scores) -> dict[str, float]:
 def by_its_rules(rankings: Mapping[str, Ranking], judge: Callable[[str, str], bool]) -> dict[str, float]:
     """MIRe's eight numbers as it computed them. judge(query id, document id) -> bool, asked for the top 100.
 
-    Two rules differ from ours: the mean is over the queries that have a ranking, and within each cut documents whose
-    scores are equal in single precision stand in descending order of their ids.
+    Two rules differ from ours: the mean is over the queries for which something was found, and within each cut
+    documents whose scores are equal in single precision stand in descending order of their ids.
     """
-    if not rankings:
+    found = {qid: ranking for qid, ranking in rankings.items() if ranking.ids}
+    if not found:
         raise UserError("there are no rankings to judge; search first.")
     rows = []
-    for qid, ranking in rankings.items():
+    for qid, ranking in found.items():
         relevant = {doc for doc in ranking.ids[:100] if judge(qid, doc)}
-        row = {"P@1": float(bool(ranking.ids) and ranking.ids[0] in relevant)}
+        row = {"P@1": float(ranking.ids[0] in relevant)}
         hits = [doc in relevant for doc in _resorted(ranking, 5)]
         row["MRR"] = 1 / (1 + hits.index(True)) if any(hits) else 0.0
         row["P@5"] = sum(hits) / 5
@@ -79,9 +80,10 @@ def uniir(scores: Scores) -> dict[str, float]:
 
 
 def _pattern(answers: Iterable[Answer], strip: bool, blanks: bool, fall_back: bool) -> Callable[[str], bool]:
-    """The answers as regular expressions between word boundaries, unescaped: "u.s." finds "u-s-", "c++" is none.
+    """The answers as regular expressions between word boundaries, unescaped: "u.s." finds "u-s-", "a (b" is none.
 
-    blanks: an answer without a character is looked for too, and stands wherever a word begins.
+    blanks: an answer without a character is looked for too, and stands wherever a word begins. One that is no regular
+    expression stops at the first passage that none of the answers before it finds, as it did the originals.
     """
     tests: list[Callable[[str], bool]] = []
     for answer in answers:
@@ -92,16 +94,22 @@ def _pattern(answers: Iterable[Answer], strip: bool, blanks: bool, fall_back: bo
         word = answer.lower().strip() if strip else answer.lower()
         try:
             found = re.compile(rf"\b{word}\b").search
-        except re.error as error:
-            if not fall_back:
-                raise UserError(
-                    f"the original's rule stops at the answer '{answer}', which is no regular expression ({error}); "
-                    "leave --legacy_metrics out, or correct the answer."
-                ) from None
-            tests.append(lambda text, word=word: word in text)
+        except (re.error, OverflowError, RecursionError) as error:
+            stops = _stop(
+                f"the original's rule stops at the answer '{answer}', which is no regular expression ({error}); "
+                "leave --legacy_metrics out, or correct the answer."
+            )
+            tests.append((lambda text, word=word: word in text) if fall_back else stops)
             continue
         tests.append(lambda text, found=found: found(text) is not None)
     return lambda text: any(test(text) for test in tests)
+
+
+def _stop(message: str) -> Callable[[str], bool]:
+    def stop(text: str) -> bool:
+        raise UserError(message)
+
+    return stop
 
 
 def _rule(name: str, **options: bool) -> Rule:

@@ -14,6 +14,7 @@ import numpy as np
 
 from core.errors import UserError
 from evaluation import bootstrap
+from evaluation.bootstrap import differences as differences
 
 ROUNDS = 10_000
 _CELLS = 1 << 22  # signs held at once
@@ -52,19 +53,6 @@ def randomisation_test(
         # A rounding error must not turn an equally large difference into a smaller one.
         extreme += int((np.abs(signs @ values) >= observed * (1 - 1e-12)).sum())
     return (extreme + 1) / (rounds + 1)
-
-
-def differences(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
-    """Query id -> ours minus theirs, in the order of the ids; both must have answered the same queries."""
-    alone = sorted(set(ours) ^ set(theirs))
-    if alone:
-        raise UserError(
-            f"query '{alone[0]}' was judged for one system only ({len(alone)} such queries); "
-            "compare on the same queries."
-        )
-    if not ours:
-        raise UserError("there are no queries to compare; judge at least one.")
-    return {qid: float(ours[qid]) - float(theirs[qid]) for qid in sorted(ours)}
 
 
 def group_interval(

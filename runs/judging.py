@@ -104,7 +104,8 @@ def gold(qrels: Mapping[str, Mapping[str, int]], query_id: str) -> list[str]:
 def golds_indexed(index, qrels: Mapping[str, Mapping[str, int]], passages: Passages) -> None:
     """An answer that the passages hold and the index does not can never be found: an error, not a low number. One that
     the passages lack too counts as not found, with a note."""
-    known = set(index.ids())
+    asked = list(dict.fromkeys(id_ for judged in qrels.values() for id_ in judged))
+    known = {id_ for id_, place in zip(asked, index.find(asked)) if place >= 0}  # not all ids: they may be millions
     lost = [(query, id_) for query, judged in qrels.items() for id_ in judged if id_ not in known]
     passages.fetch((), {id_ for _, id_ in lost})
     here = [(query, id_) for query, id_ in lost if id_ in passages]
@@ -134,6 +135,11 @@ class Named:
 
     def ids(self) -> Sequence[str]:
         return self._ids
+
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """The place of each id, -1 where there is none."""
+        places = {id_: place for place, id_ in enumerate(self._ids)}
+        return [places.get(id_, -1) for id_ in ids]
 
     def search(self, queries, k: int, **effort) -> list[Ranking]:
         found = self._index.search(queries, k, **effort)

@@ -115,6 +115,11 @@ def text_of(document: Document, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
+def said(document: Document) -> str:
+    """Its text, or where its picture is."""
+    return document.text or next((ref.path or ref.id for ref in document.images), "")
+
+
 def picture(ref: ImageRef) -> dict[str, Any]:
     """An image small enough to stand in a page; without a thumbnail when it is missing or broken."""
     from models.towers.images import decode
@@ -138,10 +143,10 @@ def pairs(queries: Sequence[Query], rankings: Mapping[str, Ranking], passages, t
         {
             "question_id": query.id,
             "question": query.text,
-            "passages": [passages[id_].text for id_ in rankings[query.id].ids[:top]],
+            "passages": [said(passages[id_]) for id_ in rankings[query.id].ids[:top]],
             "pid": list(rankings[query.id].ids[:top]),
             "retrieval_score": list(rankings[query.id].scores[:top]),
         }
         for query in queries
-        if query.id in rankings
+        if rankings.get(query.id, NOTHING).ids
     ]

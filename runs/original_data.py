@@ -51,7 +51,7 @@ def _m2kr(subset: str, judged: Judged) -> Original:
 TABLE: dict[str, Original] = {
     "okvqa": Original("okvqa", "pattern"),
     "okvqa_gs": Original("okvqa_gs", "pattern", answered_only=True, meta="hit"),
-    "remuq": Original("remuq", "gold", images=None, meta="gold"),
+    "remuq": Original("remuq", "gold", images=None, answered_only=True, meta="gold"),
     "aokvqa": Original("aokvqa", "gold", blocks="test_path"),
     "fvqa": Original("fvqa", "gold"),
     "fashioniq": Original("fashioniq", "gold", meta="gold"),
@@ -61,7 +61,8 @@ TABLE: dict[str, Original] = {
     "infoseek": Original("infoseek", "substring"),
 }
 """The originals' --dataset_name -> ours. ``vid2r`` has its own (``dataset.vid2r.Published``), and ``m2kr.<subset>`` is
-FLMR's evaluation (``runs.m2kr``). "infoseek" stands in a README of theirs; their command never took it."""
+FLMR's evaluation (``runs.m2kr``). MIRe's command does not take its README's "infoseek"; Ret-XKnow's
+did, with patterns and the bounds of a number as answers, which is not followed here."""
 
 NAMES = ("vid2r", *TABLE)
 WITH_PASSAGES = tuple(name for name, entry in TABLE.items() if entry.blocks is None)

@@ -145,6 +145,22 @@ def test_a_program_in_the_newer_spelling(where, tmp_path):
     assert made[0].batch_decode(made[0]("a bird")["input_ids"])[0].startswith("[CLS] [unused0] a bird [SEP] [MASK]")
 
 
+def test_a_config_changes_what_the_checkpoint_says(model, capsys):
+    config = FLMRConfig.from_pretrained(HUB)
+    same = FLMRModelForRetrieval.from_pretrained(HUB, config=config)
+    assert same.config == model.config and same.device.type == "cpu" and same.dtype is torch.float32
+    config.mask_instruction_token = None
+    words = model.query_tokenizer(ASKED["a"])
+    for given in ({"config": config}, {"mask_instruction_token": None}):
+        changed = FLMRModelForRetrieval.from_pretrained(HUB, **given)
+        with torch.no_grad():
+            found = changed.query(**words).late_interaction_output
+        assert not (found == 0).all(-1).any() and (model.query(**words).late_interaction_output == 0).all(-1).any()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="belongs to another configuration"):
+        FLMRModelForRetrieval.from_pretrained(HUB, dim=8)
+
+
 SIGNATURES = {  # the original's names, in its order, with its defaults
     "index_custom_collection": {
         "custom_collection": ..., "model": ..., "index_root_path": ".", "index_experiment_name": "default_experiment",
@@ -291,6 +307,7 @@ def test_rankings_and_what_may_be_found(model, where, tmp_path):
     assert (vectors == 0).all(-1).any()  # the instruction's rows
     kept = search_custom_collection(searcher, ASKED, vectors, remove_zero_tensors=False)
     assert kept.todict() == everything.todict()
+    assert search_custom_collection(searcher, ASKED, vectors.numpy()).todict() == everything.todict()
     exact = search_custom_collection(searcher, ASKED, vectors, 5, effort="exhaustive")
     assert exact.todict() == everything.todict()
     assert search_custom_collection(searcher, list(ASKED.values()), vectors, 1).todict().keys() == {0, 1}
@@ -425,6 +442,7 @@ def test_bad_collections_are_one_sentence(model, where, tmp_path):
         ({"nbits": 3}, "nbits=3"),
         ({"device": "cuda:9"}, "not available"),
         ({"doc_maxlen": 2}, "doc_maxlen=2"),
+        ({"indexing_batch_size": 0}, "batch_size: got 0"),
     ]:
         with pytest.raises(UserError, match=match):
             index_custom_collection(TEXTS, model, **where, **options)
@@ -454,6 +472,7 @@ def test_bad_searches_are_one_sentence(model, where):
 def test_bad_tokenizer_calls_are_one_sentence(model, tmp_path, capsys):
     for call, match in [
         (lambda: model.query_tokenizer([1]), "not 1"),
+        (lambda: model.query_tokenizer(None), "not None"),
         (lambda: model.context_tokenizer([]), r"not \[\]"),
         (lambda: model.query_tokenizer("x", padding=False), "padding=False"),
         (lambda: model.query_tokenizer("x", truncation=False), "truncation=False"),

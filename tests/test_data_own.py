@@ -262,13 +262,13 @@ def test_fashioniq(tmp_path):
     data = built("fashioniq", tmp_path)
     contract(data, ("train", "valid", "test"))
     assert all(d.images and not d.text for d in data.corpus())
-    assert data.qrels("test")["query_0"] == {"B1": 1} and len(data.images()) == 5
+    assert data.qrels("test")["B0_0"] == {"B1": 1} and len(data.images()) == 5
     assert data.queries("test")[0].images[0].path == str(tmp_path / "fashioniq" / "images" / "B0.png")
     only = built("fashioniq", tmp_path, path=None, modality="image")
     assert [q.text for q in only.queries("test")] == [""] * 4
     config = section("fashioniq", tmp_path)
     Path(config["test_path"]).write_text(json.dumps({"q_text": "x", "q_img": None, "positive": "B0"}) + "\n")
-    with pytest.raises(UserError, match="query 'query_0' has no q_img"):
+    with pytest.raises(UserError, match=r"line 1 .*q_img None"):
         opened(config).queries("test")[0]
 
 

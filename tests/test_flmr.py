@@ -476,6 +476,21 @@ def test_gathering_without_a_process_group(original):
         assert torch.equal(pair[0].loss, pair[1].loss) and torch.equal(pair[0].scores, pair[1].scores)
 
 
+def test_results_are_read_as_the_originals_are(original):
+    """By attribute, name or place, or with ``return_dict=False`` as a tuple."""
+    given = {f"query_{k}": v for k, v in inputs(original, ["describe it: a bird", "what: a fish"]).items()}
+    ids, mask = original.tokenize("document", ["the bird", "fish", "fish and chips", "river"])
+    given |= {"context_input_ids": ids, "context_attention_mask": mask, "use_in_batch_negatives": False}
+    with torch.no_grad():
+        out, plain = original(**given), original(**given, return_dict=False)
+    assert out["loss"] is out.loss is out[0] and out.in_batch_negative_loss is None and len(out.to_tuple()) == 4
+    assert len(plain) == 5 and plain[2] is None and torch.equal(plain[1], out.scores)
+    document = original.doc(ids, mask)
+    assert document["late_interaction_output"] is document[1] and len(document[:]) == 3
+    with pytest.raises(KeyError):
+        out["vectors"]
+
+
 def test_bad_calls_are_one_sentence(original):
     given = inputs(original, ["describe it: a bird", "what: a fish"])
     text = {k: given[k] for k in ("input_ids", "attention_mask")}
@@ -484,6 +499,7 @@ def test_bad_calls_are_one_sentence(original):
         ({**text, "pixel_values": pixels[:1]}, "images for 1 and texts for 2"),
         ({**text, "pixel_values": torch.randn(2, 3, 32, 32)}, "32 x 32 pixels.*wants 24 x 24"),
         ({**text, "pixel_values": pixels[0, 0]}, r"pixel_values is \(3, 24, 24\)"),
+        ({**text, "pixel_values": pixels[:, :1]}, r"pixel_values is \(2, 1, 24, 24\)"),
         ({**given, "image_features": pixels}, "both given"),
         ({**text, "concat_output_from_vision_encoder": True}, "no image is given"),
         ({"pixel_values": pixels, "concat_output_from_text_encoder": True}, "no text is given"),

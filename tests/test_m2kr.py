@@ -168,7 +168,10 @@ def test_repeated_ids(tmp_path, capsys):
     ({"question_id": None}, "queries", r"row 0 .* has the id None"),
     ({"pos_item_ids": None}, "qrels", "'EVQA_test_0' of EVQA has the pos_item_ids None; write a list"),
     ({"pos_item_ids": "p1"}, "qrels", "has the pos_item_ids 'p1'; write a list"),
-    ({"question": 7}, "queries", "question 'EVQA_test_0' of EVQA is 7; write a string"),
+    ({"question": 7}, "queries", "'EVQA_test_0' of EVQA has the question 7; write a string"),
+    ({"img_path": {"a": 1}}, "queries", "has the img_path {'a': 1}; write a string"),
+    ({"instruction": ["a"]}, "queries", r"has the instruction \['a'\]; write a string"),
+    ({"answers": 5}, "queries", "has the answers 5; write a list"),
 ])  # fmt: skip
 def test_bad_rows(tmp_path, change, ask, message):
     write_split(tmp_path, "EVQA_data", "test", [{**rows("test")[0], **change}], "jsonl")
@@ -257,6 +260,17 @@ def test_okvqa_of_flmr(tmp_path):
     assert len(okvqa(tmp_path, limit=2).queries("test")) == 2
     with pytest.raises(UserError, match="has the region 'x'; write path"):
         okvqa_flmr.box("x", {"question_id": 3})
+
+
+@pytest.mark.parametrize("change", [
+    {"img_path": None}, {"objects": [None]}, {"img_ocr": True}, {"img_caption": {}}, {"ROIs": 5}, {"question": None},
+])  # fmt: skip
+def test_okvqa_rows_of_another_form(tmp_path, change):
+    root = tiny_okvqa(tmp_path)
+    (row, *_) = [json.loads(line) for line in (root / "data.test.jsonl").read_text().splitlines()]
+    write_split(root, "data", "test", [{**row, **change}], "jsonl")
+    with pytest.raises(UserError, match=r"question '0' of data.path .* lacks a field or has another form"):
+        list(okvqa(root).queries("test"))
 
 
 def test_okvqa_that_knows_answers_only(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -89,13 +90,19 @@ def _subset(case: Case, script: Script, subset: str, folder: Path) -> None:
     given = case._load("expected.json")["datasets"][subset]["rankings"]
     rankings = {q: Ranking(tuple(corpus[i].id for i, _, _ in r), tuple(s for *_, s in r)) for q, r in given.items()}
     asked, texts, qrels = {q.id: q for q in queries}, {d.id: d for d in corpus}, data.qrels("test")
-    scores = flmr.judged(rankings, lambda q, d: d in qrels[q], [1, 2, 5], lambda q, d: data.judge(asked[q], texts[d]))
-    judged = {flmr.original_name(name): list(values.values()) for name, values in scores.items()}
     names = [n for n in case.lists if n.startswith(f"{base}/metrics_with_the_rankings/")]
     assert names
+    ks = cuts(names)
+    scores = flmr.judged(rankings, lambda q, d: d in qrels[q], ks, lambda q, d: data.judge(asked[q], texts[d]))
+    judged = {flmr.original_name(name): list(values.values()) for name, values in scores.items()}
     for name in names:
         case.json(name, judged[name.split("/")[-1]])
     case.aside(f"json:{base}/rankings/*", "given, not computed")
+
+
+def cuts(names: Iterable[str]) -> list[int]:
+    """The K of names such as "Recall@5"."""
+    return sorted({int(name.rsplit("@", 1)[1]) for name in names})
 
 
 def _training(case: Case) -> None:
@@ -126,7 +133,8 @@ def run_flmr(case: Case) -> None:
     rankings = {
         q: Ranking(tuple(corpus[i].id for i, _, _ in r), tuple(s for *_, s in r)) for q, r in given["rankings"].items()
     }
-    scores = flmr.judged(rankings, lambda q, d: data.judge(asked[q], texts[d]), [1, 2, 5])
+    ks = cuts(given["rows"][0]["answer_recall"])
+    scores = flmr.judged(rankings, lambda q, d: data.judge(asked[q], texts[d]), ks)
     for row, query, source, expected in zip(made, queries, rows, given["rows"]):
         row["image"] = query.images[0].id
         row["ROIs_used"], row["enlarged_boxes_printed"] = _regions(query, source["ROIs"])
