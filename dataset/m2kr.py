@@ -127,20 +127,28 @@ class Task:
     def query(self, row: dict[str, Any], rng: random.Random | None = None) -> Query:
         """rng: draws the instruction, of a training example."""
         id_ = self.prefix + str(row["question_id"])
-        meta = {"answers": tuple(str(a) for a in row["answers"] or ())}
-        made = Query(id_, self.text(row), self.pictures(row), self.instruction(row, rng), self.name, meta)
+        answers = row["answers"] or ()
+        if not isinstance(answers, (list, tuple)):
+            raise UserError(
+                f"question '{row['question_id']}' of {self.name} has the answers {answers!r:.40}; write a list."
+            )
+        meta = {"answers": tuple(str(a) for a in answers)}
+        made = Query(id_, self.text(row, "question"), self.pictures(row), self.instruction(row, rng), self.name, meta)
         return restrict(made, self.config.modality)
 
-    def text(self, row: dict[str, Any]) -> str:
-        question = "" if row["question"] is None else row["question"]
-        if not isinstance(question, str):
-            raise UserError(f"question '{row['question_id']}' of {self.name} is {question!r:.40}; write a string.")
-        return question
+    def text(self, row: dict[str, Any], field: str) -> str:
+        found = "" if row[field] is None else row[field]
+        if not isinstance(found, str):
+            raise UserError(
+                f"question '{row['question_id']}' of {self.name} has the {field} {found!r:.40}; write a string."
+            )
+        return found
 
     def pictures(self, row: dict[str, Any]) -> tuple[ImageRef, ...]:
-        if not row["img_path"]:
+        path = self.text(row, "img_path")
+        if not path:
             return (blank(),) if self.config.blank_image else ()
-        return (self.picture(row["img_path"]),)
+        return (self.picture(path),)
 
     def picture(self, path: str) -> ImageRef:
         shown = PurePosixPath(path).name if self.name == "Infoseek" else path
@@ -154,12 +162,13 @@ class Task:
             return ""
         if rng is not None and self.config.instructions == "drawn" and templates:
             return rng.choice(templates)
-        return (row["instruction"] or "").strip() or next(iter(templates), "")
+        return self.text(row, "instruction").strip() or next(iter(templates), "")
 
     def images(self, split: str) -> dict[str, ImageRef]:
         rows, chosen = self.rows(split)
         paths = list(rows.column("img_path"))
-        refs = [ref for path in {paths[i] for i in chosen} for ref in self.pictures({"img_path": path})]
+        first = {paths[i] if isinstance(paths[i], str) else repr(paths[i]): i for i in reversed(chosen)}
+        refs = [ref for i in first.values() for ref in self.pictures({"img_path": paths[i], "question_id": f"row {i}"})]
         return {ref.key: ref for ref in refs}
 
     # ---- what is relevant

@@ -108,6 +108,15 @@ class OKVQA:
         return len(rows) if self.config.limit is None else min(len(rows), self.config.limit)
 
     def _query(self, row: dict[str, Any]) -> Query:
+        try:
+            return self._made(row)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"question '{row['question_id']}' of data.path '{self.config.path}' lacks a field or has another form "
+                f"({type(error).__name__}: {error}); docs/M2KR.md says what a row holds."
+            ) from None
+
+    def _made(self, row: dict[str, Any]) -> Query:
         path = row["img_path"]
         where = str(Path(self.config.image_dir) / path)
         boxes = [grown(box(roi, row), where) for roi in (row["ROIs"] or ())[: self.config.regions]]
@@ -181,12 +190,15 @@ def grown(box: tuple[float, float, float, float], path: str) -> tuple[float, flo
 
 
 def positives(row: dict[str, Any]) -> list[str]:
-    if row["pos_item_ids"] is None:
+    found = row["pos_item_ids"]
+    if found is None:
         raise UserError(
             f"question '{row['question_id']}' has no pos_item_ids: these rows know answers only, so judge them by "
             "PseudoRecall."
         )
-    return list(dict.fromkeys(str(i) for i in row["pos_item_ids"]))
+    if not isinstance(found, list):
+        raise UserError(f"question '{row['question_id']}' has the pos_item_ids {found!r:.40}; write a list.")
+    return list(dict.fromkeys(str(i) for i in found))
 
 
 def build(config: Config) -> OKVQA:

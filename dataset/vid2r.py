@@ -71,7 +71,10 @@ class ViD2R:
 
     def _example(self, record: dict, rng: random.Random) -> Example:
         # A text, or another record as runs.neural_filtering --save_negative writes it.
-        texts = [n["document"] if isinstance(n, dict) else n for n in record.get("negs", [])]
+        given = record.get("negs") or []
+        texts = [n.get("document") if isinstance(n, dict) else n for n in given] if isinstance(given, list) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"record '{record['id']}' has the negs {given!r:.60}; write a list of texts.")
         wanted = self.config.hard_negatives
         if len(texts) < wanted:
             raise UserError(f"record '{record['id']}' has {len(texts)} 'negs', data.hard_negatives asks for {wanted}.")

@@ -136,8 +136,10 @@ class Tries:
                 return [str(row) for row in rows[text]]
 
         save, index = self.folder / f"{path.stem}.json", self.folder / f"{path.stem}.index"
-        words = ["--data_path", str(path.parent / "input.json"), "--db_pool", str(path.parent / "wiki.jsonl"),
-                 "--template", RULES[system], "--index", str(index), "--indexing", "--save_path", str(save)]  # fmt: skip
+        base = str(path.parent / "wiki.jsonl")
+        given = str(path.parent / "input.json")
+        words = ["--data_path", given, "--db_pool", base, "--template", RULES[system]]
+        words += ["--index", str(index), "--indexing", "--save_path", str(save)]
         words += ["--remove_bracket"] if bracket else []
         words += ["--n_cands", n_cands] if n_cands else []
         with mock.patch("runs.recipe_search.Searcher", Search):
@@ -150,7 +152,7 @@ class Tries:
 class Fixed:
     """Stands for ``recipe_search.Searcher``: no model, no index, fixed results."""
 
-    def __init__(self, checkpoint, device, corpus, path, *lengths) -> None:
+    def __init__(self, checkpoint, device, corpus, path, *_, **__) -> None:
         self.corpus, self.path = corpus, Path(path)
 
     def build(self) -> None:

@@ -1,0 +1,82 @@
+"""Texts that are nearly the same, found by MinHash (Broder 1997): 128 bytes a text, whatever their number.
+
+A text is the set of its runs of three words. Two sets of Jaccard similarity s agree in one of the 32 minima with
+probability s; texts that agree in all four minima of one of eight bands are compared by all 32.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+
+HASHES, ROWS = 32, 4
+BANDS = HASHES // ROWS
+WORDS = 3
+ALIKE = 0.8
+"""Estimated similarity from which two texts count as near-duplicates."""
+
+LARGEST_BUCKET = 64
+"""Texts of one bucket are compared with the first of it and, up to so many, with each other."""
+
+_RNG = np.random.default_rng(20240517)
+_A = _RNG.integers(1, 1 << 31, HASHES, dtype=np.uint64) * 2 + 1
+_B = _RNG.integers(0, 1 << 63, HASHES, dtype=np.uint64)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def runs(text: str) -> set[str]:
+    """Runs of ``WORDS`` words; of a shorter text the text itself."""
+    found = words(text)
+    return {" ".join(found[i : i + WORDS]) for i in range(max(1, len(found) - WORDS + 1))}
+
+
+def similarity(one: str, other: str) -> float:
+    """The true Jaccard similarity of two texts' runs."""
+    a, b = runs(one), runs(other)
+    return len(a & b) / len(a | b)
+
+
+def signature(text: str) -> np.ndarray:
+    """[32] uint32: the minima of 32 hashes over the text's runs."""
+    keys = np.array([zlib.crc32(run.encode()) for run in runs(text)], dtype=np.uint64)
+    mixed = keys[:, None] * _A + _B  # modulo 2^64
+    return (mixed >> np.uint64(32)).min(0).astype(np.uint32)
+
+
+def signatures(texts: Iterable[str]) -> np.ndarray:
+    """[n, 32] uint32, grown in place."""
+    out, count = np.zeros((1024, HASHES), np.uint32), 0
+    for text in texts:
+        if count == len(out):
+            out = np.concatenate([out, np.zeros_like(out)])
+        out[count] = signature(text)
+        count += 1
+    return out[:count]
+
+
+def alike(found: np.ndarray) -> dict[tuple[int, int], float]:
+    """found [n, 32] -> {(i, j), i < j: estimated similarity >= ``ALIKE``}."""
+    pairs: dict[tuple[int, int], float] = {}
+    for band in range(BANDS):
+        part = np.ascontiguousarray(found[:, band * ROWS : (band + 1) * ROWS]).view(f"V{4 * ROWS}").ravel()
+        order = np.argsort(part, kind="stable")
+        same = np.flatnonzero(part[order][1:] != part[order][:-1]) + 1
+        for bucket in np.split(order, same):
+            if len(bucket) > 1:
+                _compare(found, np.sort(bucket), pairs)
+    return pairs
+
+
+def _compare(found: np.ndarray, bucket: np.ndarray, pairs: dict[tuple[int, int], float]) -> None:
+    heads = bucket if len(bucket) <= LARGEST_BUCKET else bucket[:1]
+    for at, i in enumerate(heads.tolist()):
+        rest = bucket[at + 1 :]
+        shares = (found[rest] == found[i]).mean(1)
+        for j, share in zip(rest[shares >= ALIKE].tolist(), shares[shares >= ALIKE].tolist()):
+            pairs[i, j] = share
