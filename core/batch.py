@@ -50,8 +50,13 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         move = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors.items()}
-        images = None if self.images is None else self.images.to(device)
-        return Batch(move, images, self.offsets.to(device))
+        images = None if self.images is None else self.images.to(device, non_blocking)
+        return Batch(move, images, self.offsets.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a copy to a GPU need not be waited for."""
+        images = None if self.images is None else self.images.pin_memory()
+        return Batch({k: v.pin_memory() for k, v in self.tensors.items()}, images, self.offsets.pin_memory())
 
     @staticmethod
     def image_offsets(counts: Sequence[int]) -> Tensor:

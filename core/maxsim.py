@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from core.tokens import TokenBatch
 
 BUDGET_BYTES = 256 << 20
-"""Memory one chunk of the [Bq, Bd, Tq, Td] similarity tensor may take during a forward pass."""
+"""Memory one chunk of the [Bq, Bd, Tq, Td] similarity tensor, or of what its gradient needs, may take."""
 
 
 def maxsim(queries: TokenBatch, documents: TokenBatch, budget_bytes: int = BUDGET_BYTES) -> Tensor:
@@ -18,51 +21,82 @@ def maxsim(queries: TokenBatch, documents: TokenBatch, budget_bytes: int = BUDGE
     queries [Bq, Tq, D], documents [Bd, Td, D] -> [Bq, Bd] float32. Masked query rows add 0, masked document rows
     are never the maximum. A document without any row scores 0 (rankings put it behind every other document; see
     ``index``). Sums are taken in float32 whatever the inputs' dtype. Documents are taken in chunks so that no more
-    than ``budget_bytes`` of similarities exist at once in the forward pass; values and gradients do not depend on it.
+    than ``budget_bytes`` of similarities exist at once; values and gradients do not depend on it. For the backward
+    pass one or two bytes per query row and document are kept (``kept_bytes``).
     """
     q, d = queries.embeddings, documents.embeddings.to(queries.embeddings.dtype)
-    # A document without rows keeps the dtype's minimum as its maximum, which must not enter the sum.
-    counts = queries.mask[:, :, None] & documents.mask.any(-1)[None, None]  # [Bq, Tq, Bd]
-    best = _BestRows.apply(q.flatten(0, 1), d, documents.mask, budget_bytes)
-    return best.view(*queries.mask.shape, len(documents)).float().masked_fill(~counts, 0.0).sum(1)
+    return _MaxSim.apply(q, queries.mask, d, documents.mask, budget_bytes)
 
 
-class _BestRows(torch.autograd.Function):
-    """best[r, j] = max over rows t of document j of <q_r, d_jt>.
+def kept_bytes(query_rows: int, documents: int, document_rows: int) -> int:
+    """What ``maxsim`` keeps until its backward pass, beside its inputs: for each query row which row of each document
+    was the best."""
+    return query_rows * documents * _index_type(document_rows).itemsize
+
+
+def _index_type(rows: int) -> torch.dtype:
+    """The smallest integers that can number the rows of a document."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32) if rows - 1 <= torch.iinfo(t).max)
+
+
+class _MaxSim(torch.autograd.Function):
+    """score[i, j] = sum over rows r of query i of the max over rows t of document j of <q_ir, d_jt>.
 
     The gradient of a maximum touches one document row per (r, j). Remembering which one makes the backward pass a
     weighted gather of Bd vectors per query row, instead of two dense products with a matrix that is almost all zeros.
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, d: Tensor, mask: Tensor, budget_bytes: int) -> Tensor:
-        """q [R, D], d [Bd, Td, D], mask [Bd, Td] -> [R, Bd]."""
-        bd, td, dim = d.shape
-        best = q.new_empty(len(q), bd)
-        where = torch.empty(len(q), bd, dtype=torch.int64, device=q.device)
-        chunk = max(1, budget_bytes // max(1, 4 * len(q) * td))
-        for start in range(0, bd, chunk):
-            part = slice(start, min(start + chunk, bd))
-            sims = (q @ d[part].reshape(-1, dim).T).view(len(q), -1, td)
-            sims.masked_fill_(~mask[part], torch.finfo(sims.dtype).min)
-            best[:, part], where[:, part] = sims.max(-1)
-        ctx.save_for_backward(q, d, where)
-        return best
+    def forward(ctx, q: Tensor, q_mask: Tensor, d: Tensor, d_mask: Tensor, budget_bytes: int) -> Tensor:
+        """q [Bq, Tq, D], q_mask [Bq, Tq], d [Bd, Td, D], d_mask [Bd, Td] -> [Bq, Bd]."""
+        (bq, tq, dim), (bd, td, _) = q.shape, d.shape
+        scores = q.new_empty(bq, bd, dtype=torch.float32)
+        learns = any(ctx.needs_input_grad)
+        where = torch.empty(bq * tq if learns else 0, bd, dtype=_index_type(td), device=q.device)
+        rows = q.flatten(0, 1)
+        for part in _chunks(bd, budget_bytes, len(rows) * td * q.element_size()):
+            sims = (rows @ d[part].reshape(-1, dim).T).view(len(rows), -1, td)
+            sims.masked_fill_(~d_mask[part], torch.finfo(sims.dtype).min)
+            best, index = sims.max(-1)
+            scores[:, part] = best.view(bq, tq, -1).float().masked_fill_(~q_mask[:, :, None], 0.0).sum(1)
+            if learns:
+                where[:, part] = index.to(where.dtype)
+        # A document without rows keeps the dtype's minimum as its maximum, which must not enter a score.
+        scores.masked_fill_(~d_mask.any(-1), 0.0)
+        ctx.save_for_backward(q, q_mask, d, d_mask, where)
+        ctx.budget_bytes = budget_bytes
+        return scores
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
-        q, d, where = ctx.saved_tensors
-        flat = d.flatten(0, 1)
-        rows = where + torch.arange(len(d), device=d.device) * d.shape[1]  # [R, Bd]: row of flat that won
-        grad_q = grad_d = None
-        if ctx.needs_input_grad[0]:
-            grad_q = _weighted_sums(flat, rows.flatten(), grad.flatten(), torch.full_like(rows[:, 0], rows.shape[1]))
-        if ctx.needs_input_grad[1]:
-            order = rows.flatten().argsort(stable=True)  # stable: the same sums, bit for bit, every time
-            owner = torch.div(order, rows.shape[1], rounding_mode="floor")
-            counts = torch.bincount(rows.flatten(), minlength=len(flat))
-            grad_d = _weighted_sums(q, owner, grad.flatten()[order], counts).view_as(d)
-        return grad_q, grad_d, None, None
+        q, q_mask, d, d_mask, where = ctx.saved_tensors
+        (bd, td, _), (to_q, _, to_d, _, _) = d.shape, ctx.needs_input_grad
+        rows, grad = q.flatten(0, 1), grad.masked_fill(~d_mask.any(-1), 0.0)
+        grad_q = torch.zeros_like(rows) if to_q else None
+        grad_d = torch.empty_like(d) if to_d else None
+        for part in _chunks(bd, ctx.budget_bytes, 40 * len(rows)):  # int64 indices, their sort, weights
+            flat = d[part].flatten(0, 1)
+            count = where[:, part].shape[1]
+            # [R, chunk]: the row of flat that won
+            won = (where[:, part].long() + torch.arange(count, device=d.device) * td).flatten()
+            weights = (grad[:, None, part] * q_mask[:, :, None]).flatten()
+            if grad_q is not None:
+                each = torch.full((len(rows),), count, device=d.device)
+                grad_q += _weighted_sums(flat, won, weights, each)
+            if grad_d is not None:
+                keys = won.int() if len(flat) < 2**31 else won  # sorts twice as fast
+                order = keys.argsort(stable=True)  # stable: the same sums, bit for bit, every time
+                owner = torch.div(order, count, rounding_mode="floor")
+                counts = torch.bincount(won, minlength=len(flat))
+                grad_d[part] = _weighted_sums(rows, owner, weights[order], counts).view(-1, td, d.shape[2])
+        return None if grad_q is None else grad_q.view_as(q), None, grad_d, None, None
+
+
+def _chunks(count: int, budget_bytes: int, each: int) -> Iterator[slice]:
+    """Slices of ``range(count)`` whose items, of ``each`` bytes, stay in the budget (one item at least)."""
+    size = max(1, budget_bytes // max(1, each))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _weighted_sums(vectors: Tensor, index: Tensor, weights: Tensor, counts: Tensor) -> Tensor:

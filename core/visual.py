@@ -30,8 +30,11 @@ class VisualBatch:
     def select(self, index: Tensor) -> VisualBatch:
         return VisualBatch(*(None if t is None else t[index.to(t.device)] for t in self._parts()))
 
-    def to(self, device: torch.device | str) -> VisualBatch:
-        return VisualBatch(*(None if t is None else t.to(device) for t in self._parts()))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> VisualBatch:
+        return VisualBatch(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in self._parts()))
+
+    def pin_memory(self) -> VisualBatch:
+        return VisualBatch(*(None if t is None else t.pin_memory() for t in self._parts()))
 
     def _parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         return self.pixels, self.global_, self.patches

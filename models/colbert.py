@@ -187,7 +187,7 @@ class ColBERT(nn.Module):
         if "states" in batch:
             return batch["states"]
         with torch.no_grad() if "text" in self._frozen else nullcontext():
-            return self.text.states(batch["ids"], batch["mask"])
+            return self.text.states(batch["ids"], batch["mask"], only_attended="keep" in batch)
 
     def encode_queries(self, batch: Batch) -> TokenBatch:
         """[B, L, dim] unit rows. [MASK] rows count (query augmentation)."""

@@ -78,9 +78,12 @@ def is_released(raw: dict) -> bool:
 # ---- reading
 
 
-def load(cls: type, folder: Path):
-    """A retriever of class ``cls`` (``models.flmr.FLMR``); every tensor of the folder is used, none stays random."""
-    raw = read_object(folder / "config.json", "checkpoint config")
+def load(cls: type, folder: Path, raw: dict | None = None):
+    """A retriever of class ``cls`` (``models.flmr.FLMR``); every tensor of the folder is used, none stays random.
+
+    raw: read in place of the folder's config.json.
+    """
+    raw = read_object(folder / "config.json", "checkpoint config") if raw is None else raw
     words, settings = read_tokenizers(folder)
     model = skeleton(cls, raw, folder, words, settings)
     assign_released(model, read_weights(folder), folder)

@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,22 +20,35 @@ from core.errors import UserError
 from core.protocols import RetrievalDataset, Retriever, TextStates
 from core.records import Document, Example
 from core.visual import VisualSource
+from training.phases import phase
+from training.units import Plan, plan
 
 
 @dataclass
 class TrainBatch:
     """One micro-batch of one process: B queries, B * nways documents (nways consecutive per query, positive first).
 
-    keys [B * nways, 3] int64: see ``document_keys``.
+    keys [B * nways, 4] int64: see ``document_keys``. teacher [B, nways]: a teacher's scores of each query's documents.
+    plan: how it is cut where it is not encoded at once.
     """
 
     queries: Batch
     documents: Batch
     keys: Tensor
     nways: int
+    teacher: Tensor | None = None
+    plan: Plan | None = None
 
-    def to(self, device: torch.device | str) -> TrainBatch:
-        return TrainBatch(self.queries.to(device), self.documents.to(device), self.keys.to(device), self.nways)
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TrainBatch:
+        sides = (side.to(device, non_blocking) for side in (self.queries, self.documents))
+        teacher = None if self.teacher is None else self.teacher.to(device, non_blocking=non_blocking)
+        return TrainBatch(*sides, self.keys.to(device, non_blocking=non_blocking), self.nways, teacher, self.plan)
+
+    def pin_memory(self) -> TrainBatch:
+        """The same in page-locked memory (the loader's own thread calls it, see ``stream``)."""
+        teacher = None if self.teacher is None else self.teacher.pin_memory()
+        sides = (side.pin_memory() for side in (self.queries, self.documents))
+        return TrainBatch(*sides, self.keys.pin_memory(), self.nways, teacher, self.plan)
 
 
 class Order:
@@ -96,6 +110,12 @@ class Order:
         return chosen
 
 
+class Teacher(Protocol):
+    """What knows a teacher's scores (see ``distill.TeacherScores``)."""
+
+    def of(self, examples: Sequence[Example], nways: int) -> Tensor: ...
+
+
 class Collator:
     """Examples to a TrainBatch. ``self[i]`` is global batch i of the order's present epoch, on the CPU."""
 
@@ -105,8 +125,13 @@ class Collator:
         retriever: Retriever,
         visual: VisualSource | None = None,
         states: TextStates | None = None,
+        teacher: Teacher | None = None,
+        unit_rows: int | None = None,
+        unit_tokens: int | None = None,
     ) -> None:
+        """unit_rows, unit_tokens: limits of the batches' plans (see ``units.plan``)."""
         self.order, self.retriever, self.visual, self.states = order, retriever, visual, states
+        self.teacher, self.unit_rows, self.unit_tokens = teacher, unit_rows, unit_tokens
 
     def __getitem__(self, index: int) -> TrainBatch | UserError:
         try:
@@ -117,16 +142,21 @@ class Collator:
     def collate(self, examples: Sequence[Example]) -> TrainBatch:
         nways = self.order.nways
         documents = [d for e in examples for d in (e.positive, *e.negatives[: nways - 1])]
-        return TrainBatch(
-            self.retriever.collate_queries([e.query for e in examples], self.visual, self.states),
-            self.retriever.collate_documents(documents, self.visual, self.states),
-            document_keys(examples, nways),
-            nways,
-        )
+        with phase("collate"):
+            asked = self.retriever.collate_queries([e.query for e in examples], self.visual, self.states)
+            answers = self.retriever.collate_documents(documents, self.visual, self.states)
+            teacher = None if self.teacher is None else self.teacher.of(examples, nways)
+            units = plan(asked, answers, self.unit_rows, self.unit_tokens)
+            return TrainBatch(asked, answers, document_keys(examples, nways), nways, teacher, units)
 
 
-def stream(collator: Collator, first: int, stop: int, num_workers: int = 0) -> Iterator[TrainBatch]:
-    """Micro-batches ``first`` to ``stop`` of the order's present epoch, in order, whatever the number of workers."""
+def stream(
+    collator: Collator, first: int, stop: int, num_workers: int = 0, pin_memory: bool = False
+) -> Iterator[TrainBatch]:
+    """Micro-batches ``first`` to ``stop`` of the order's present epoch, in order, whatever the number of workers.
+
+    pin_memory: a thread puts what workers made into page-locked memory (needs CUDA).
+    """
     if num_workers == 0:
         source: Iterator = (collator[i] for i in range(first, stop))
     else:
@@ -138,6 +168,7 @@ def stream(collator: Collator, first: int, stop: int, num_workers: int = 0) -> I
                 batch_size=None,
                 sampler=range(first, stop),
                 num_workers=num_workers,
+                pin_memory=pin_memory,
                 multiprocessing_context=context,
                 generator=torch.Generator(),  # its own, so that the loader draws nothing from the training RNG
             )
@@ -149,15 +180,18 @@ def stream(collator: Collator, first: int, stop: int, num_workers: int = 0) -> I
 
 
 def document_keys(examples: Sequence[Example], nways: int) -> Tensor:
-    """[B * nways, 3] int64 names of documents: id, content, and for a positive its query.
+    """[B * nways, 4] int64 names of documents: id, content, and for a positive its query and the query's pictures.
 
     Two documents with the same id or content answer alike; so do two positives of one query. 0 = does not apply.
     """
     rows = []
     for example in examples:
+        query = example.query
+        # Regions of one picture are that picture.
+        shown = sorted({image.id for image in query.images})
         for i, document in enumerate((example.positive, *example.negatives[: nways - 1])):
-            asked = _number("query", example.query.id) if i == 0 else 0
-            rows.append([_number("id", document.id), _number("content", *_content(document)), asked])
+            asked = [number_of("query", query.id), number_of("images", *shown) if shown else 0] if i == 0 else [0, 0]
+            rows.append([number_of("id", document.id), number_of("content", *_content(document)), *asked])
     return torch.tensor(rows, dtype=torch.int64)
 
 
@@ -166,6 +200,7 @@ def _content(document: Document) -> tuple[str, ...]:
     return (text, *(image.key for image in document.images))
 
 
-def _number(*parts: str) -> int:
+def number_of(*parts: str) -> int:
+    """A 64-bit number that stands for these strings; never 0."""
     digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True) | 1  # never 0
+    return int.from_bytes(digest, "big", signed=True) | 1

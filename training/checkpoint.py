@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from core import distributed
 from core.errors import UserError
@@ -52,21 +53,38 @@ def save(
     """Write the checkpoint of ``step``, then the pointers, then remove old ones. Every process calls it.
 
     state: tensors and plain containers. best: {"step", "metric", "value"} of the best so far, None when unmeasured.
-    The ``keep`` newest up to ``step`` and the best stay.
+    The ``keep`` newest up to ``step`` and the best stay. Errors: UserError on every process when it cannot be written
+    (a full disk, say); what was there before is whole then.
     """
     rng = distributed.gather_objects(rng_state())
     path = folder(out, step)
+    fault: str | None = None
     if distributed.is_main():
-        with atomic_folder(path) as tmp:
-            retriever.save_pretrained(tmp, {"step": step, **(provenance or {})})
-            torch.save({"format": FORMAT, "step": step, "rng": rng, **state}, tmp / "loop.pt")
-            write_json(tmp / "files.json", _listing(tmp))
-        write_json(path.parent / "latest.json", {"step": step, "folder": path.name})
-        if best is not None:  # also when it is an older one: a crash may have come between folder and pointer
-            write_json(path.parent / "best.json", {**best, "folder": folder(out, best["step"]).name})
-        _prune(out, step, keep, best)
-    distributed.barrier()
+        try:
+            with atomic_folder(path) as tmp:
+                retriever.save_pretrained(tmp, {"step": step, **(provenance or {})})
+                torch.save({"format": FORMAT, "step": step, "rng": rng, **state}, tmp / "loop.pt")
+                write_json(tmp / "files.json", _listing(tmp))
+            write_json(path.parent / "latest.json", {"step": step, "folder": path.name})
+            if best is not None:  # also when it is an older one: a crash may have come between folder and pointer
+                write_json(path.parent / "best.json", {**best, "folder": folder(out, best["step"]).name})
+            _prune(out, step, keep, best)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the system says
+            fault = _unwritten(out, path, error)
+    fault = distributed.gather_objects(fault)[0]  # also the barrier: nobody goes on before the folder stands
+    if fault is not None:
+        raise UserError(fault)
     return path
+
+
+def _unwritten(out: str | Path, path: Path, error: Exception) -> str:
+    found = steps(out)
+    last = f"the last good one is '{folder(out, found[-1])}'" if found else "there is none yet"
+    free = shutil.disk_usage(path.parent).free / 1e9
+    return (
+        f"the checkpoint '{path}' could not be written ({' '.join(str(error).split())[:300]}; {free:.2f} GB are free "
+        f"there); {last}. Make room, or lower train.keep, and give the same command again."
+    )
 
 
 def load_latest(out: str | Path) -> tuple[Path, dict[str, Any]] | None:

@@ -34,10 +34,31 @@ class Config(Strict):
         "in the in-batch denominator and no other term (FLMR)",
     )
     gather: bool = Field(True, description="in-batch negatives come from all processes, with gradients to their owners")
-    false_negatives: Literal["mask", "keep"] = Field(
+    false_negatives: Literal["mask", "mask_same_image", "keep"] = Field(
         "mask",
         description="mask: documents with the id or the content of the positive, and other positives of the same "
-        "query, leave the denominator; keep: they count as negatives, as in the originals",
+        "query, leave the denominator; mask_same_image: also the positives of other questions on the same picture, for "
+        "data whose passages answer a picture more than a question; keep: they count as negatives, as in the originals",
+    )
+    memory: int = Field(
+        0, ge=0, description="micro-batches whose documents stay in-batch negatives for later ones, without gradient"
+    )
+    teacher_scores: str | None = Field(
+        None, description="file of runs.score_examples; the teacher's scores replace the term over own hard negatives"
+    )
+    distillation: Literal["kl", "margin_mse"] = Field("kl", description="distance to the teacher's scores")
+    teacher_scale: float = Field(1.0, gt=0, description="factor on the teacher's scores")
+    grad_cache: int | None = Field(
+        None,
+        ge=1,
+        description="queries or documents whose activations exist at one time: every batch is encoded twice, and its "
+        "size is limited by its vectors alone; null: the whole batch at once",
+    )
+    unit_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="token positions encoded at one time: documents are taken in order of length and padded only to "
+        "the longest of their unit; with grad_cache its units are cut by both limits; null: all padded to the longest",
     )
 
     # Optimizer: AdamW, betas (0.9, 0.999), eps 1e-8.
@@ -51,6 +72,9 @@ class Config(Strict):
     clip: float | None = Field(1.0, gt=0, description="largest L2 norm of the gradient of one step; null: no limit")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the encoders; scores and losses are fp32 always")
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps")
+    checkpoint_activations: bool = Field(
+        False, description="layers of towers that train keep only their input and are computed again: memory for time"
+    )
     find_unused: Literal["auto", "always"] = Field(
         "auto",
         description="several processes: look in every step for parameters without gradient; auto: only when the first "
@@ -67,7 +91,13 @@ class Config(Strict):
     eval_every: int | None = Field(None, ge=1, description="steps between validations; null: only after the last step")
     eval_first: bool = Field(True, description="validate before the first step: the baseline, and an early check")
     metric: str | None = Field(None, description="name of the validation metric that picks the best; null: the first")
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better metric after which the run ends; null: never"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; null: with each validation")
+    max_bad_steps: int = Field(
+        3, ge=1, description="steps in a row without a finite loss and gradient (they are skipped) that end the run"
+    )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, besides the best one")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics.jsonl")
     trackers: list[Literal["wandb", "tensorboard"]] = Field([], description="besides metrics.jsonl, which is always")
@@ -84,6 +114,15 @@ class Config(Strict):
             raise ValueError("hard_negatives: in_batch needs in_batch: true")
         if self.in_batch and self.batch_size == 1 and self.nways == 1 and not self.gather:
             raise ValueError("batch_size 1 without hard negatives leaves no negatives; raise batch_size")
+        if self.memory and not (self.in_batch and self.gather):
+            raise ValueError("memory needs in_batch: true and gather: true; set both or memory: 0")
+        if self.memory and self.false_negatives == "keep":
+            raise ValueError(
+                "memory with false_negatives: keep would make a passage's own older vectors its negatives; set "
+                "false_negatives: mask"
+            )
+        if self.teacher_scores is not None and self.nways == 1:
+            raise ValueError("teacher_scores say how a query's documents compare; set nways above 1")
         if any(factor < 0 for factor in self.lr_scale.values()):
             raise ValueError("lr_scale factors must not be negative")
         if self.steps is not None and self.warmup_steps >= self.steps:
@@ -94,10 +133,12 @@ class Config(Strict):
 # fmt: off
 CHANGEABLE = frozenset({
     "out", "resume", "steps", "epochs", "num_workers", "cache_text_states", "eval_every", "eval_first", "metric",
-    "save_every", "keep", "log_every", "trackers", "project", "run_name", "device", "find_unused",
+    "save_every", "keep", "log_every", "trackers", "project", "run_name", "device", "find_unused", "patience",
+    "max_bad_steps", "checkpoint_activations",
 })
 # fmt: on
 """Keys that may differ when a run is resumed; any other difference is said aloud (see ``loop``)."""
 
-FIXED = ("split", "batch_size", "accumulation", "nways", "seed", "lr_scale")
-"""Keys that decide which example comes when and which parameters go together: a resumed run must not change them."""
+FIXED = ("split", "batch_size", "accumulation", "nways", "seed", "lr_scale", "memory")
+"""Keys that decide which example comes when, which parameters go together and what a checkpoint remembers: a resumed
+run must not change them."""

@@ -6,11 +6,11 @@ depend on the rank, in-batch negatives are gathered with their gradients, DDP av
 
 from __future__ import annotations
 
-import math
-import sys
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from torch import Tensor, nn
 from core import distributed
 from core.device import autocast, pick_device
 from core.errors import UserError
-from core.files import write_json
 from core.progress import progress
 from core.protocols import RetrievalDataset, Retriever, TextStates
 from core.visual import VisualSource
-from training import checkpoint, same_run
+from training import activations, checkpoint, grad_cache, meter, resuming
+from training.bad_steps import BadSteps
 from training.batches import Collator, Order, TrainBatch, stream
 from training.config import Config
+from training.distill import TeacherScores
+from training.flops import Flops
 from training.objective import Objective, from_config
-from training.parallel import StepModule, mean_over_processes, on_signal, quiet, train_mode, wrap
-from training.schedule import lr_factor, param_groups, trainable
+from training.parallel import StepModule, find_unused, mean_over_processes, on_signal, quiet, train_mode, wrap
+from training.phases import phase
+from training.prefetch import Ahead
+from training.schedule import lr_factor, optimizer, param_groups, trainable
 from training.tracker import Tracker
 
 Validate = Callable[[Retriever], dict[str, float]]
@@ -38,8 +42,9 @@ Validate = Callable[[Retriever], dict[str, float]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. step: optimizer steps done. stopped: a signal ended it before ``total``.
+    """What a run came to. step: steps done. stopped: a signal ended it before ``total``; early: train.patience did.
 
+    skipped: of the steps, those whose loss or gradient was no number and that changed nothing.
     best: {"step", "metric", "value"} or None without validation. checkpoint: the newest folder.
     """
 
@@ -48,6 +53,8 @@ class Outcome:
     stopped: bool
     best: dict | None
     checkpoint: Path | None
+    early: bool = False
+    skipped: int = 0
 
 
 def fit(
@@ -68,19 +75,20 @@ def fit(
     better when larger. tracker: made from the config when None. out: instead of ``config.out``. provenance: facts
     about data and run that every checkpoint carries; of its "config" the model and data sections and run.init must stay
     the same when a run goes on (see ``training.same_run``). Ctrl-C or SIGTERM: a checkpoint after the present step,
-    then a return with ``stopped``. Afterwards the retriever is in eval mode and stage. Errors: UserError, also for a
-    loss that is not finite.
+    then a return with ``stopped``. Afterwards the retriever is in eval mode and stage. Errors: UserError, also for
+    ``max_bad_steps`` steps in a row whose loss is not finite, and for a checkpoint that cannot be written.
     """
-    run = _Run(retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance)
+    run = Run(retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance)
+    recompute = activations.recomputed(retriever) if config.checkpoint_activations else contextlib.nullcontext()
     try:
-        with on_signal(run.ask_to_stop):
+        with on_signal(run.ask_to_stop), recompute:
             return run.train()
     finally:
         retriever.stage = "eval"
         retriever.eval()
 
 
-class _Run:
+class Run:
     """State of one call of ``fit``."""
 
     def __init__(self, retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance):
@@ -100,16 +108,21 @@ class _Run:
         self.named = trainable(retriever, self.objective)
         if not self.named:
             raise UserError("nothing trains: every parameter is frozen; take a part out of model.frozen.")
-        self.optimizer = torch.optim.AdamW(param_groups(self.named, config), lr=config.lr)
+        self.optimizer = optimizer(param_groups(self.named, config), config.lr, self.device)
         self.order = Order(dataset, config.split, config.batch_size, config.nways, config.seed)
-        self.collator = Collator(self.order, retriever, visual, states)
+        teacher = None if config.teacher_scores is None else TeacherScores(config.teacher_scores)
+        limits = config.grad_cache, config.unit_tokens
+        self.collator = Collator(self.order, retriever, visual, states, teacher, *limits)
         self.total = config.steps or config.epochs * self._steps_per_epoch()
         if config.warmup_steps >= self.total:
             raise UserError(f"train.warmup_steps is {config.warmup_steps}, the run has {self.total} steps; lower it.")
         self.provenance = {**(provenance or {}), "train": config.model_dump()}
         self.tracker = tracker or Tracker(config, self.out, self.provenance)
         self.step = self.epoch = self.within = 0  # steps done; epoch and steps done in it
+        self.bad = BadSteps(self.out, config.max_bad_steps)
+        self.meter = meter.Meter(self.device, self.total)
         self.best: dict | None = None
+        self.since_best = 0  # validations
         self.metrics: dict[str, float] = {}
         self.saved: Path | None = None
         self.asked = self.stop = False  # this process got a signal; all processes know
@@ -133,73 +146,108 @@ class _Run:
         checkpoint.clean(self.out)
         self.retriever.stage = "train"
         first = next(stream(self.collator, 0, 1))  # faults of the data show before anything long begins
-        self._resume()
+        resuming.take_up(self)
         self.tracker.resume(self.step)
         if self.step == 0 and self.config.eval_first:
             self._validate()
         train_mode(self.module)
+        self.meter.flops = Flops(self.retriever, first, self.device, self.config.precision)
         model = wrap(self.module, self.device, distributed.world() > 1 and self._find_unused(first))
-        bar = None
-        if distributed.is_main():
-            bar = progress(None, "train", total=self.total, unit="step", initial=self.step)
-        for micro in self._steps():
-            began = time.perf_counter()
-            numbers = self._one_step(model, micro)
-            self._bookkeeping(numbers, time.perf_counter() - began, bar)
-            if self.stop:
-                break
-        if bar is not None:
-            bar.close()
+        with self._bar() as bar:
+            for micro in self._steps():
+                with phase("step"):
+                    began = time.perf_counter()
+                    numbers = self._one_step(model, micro)
+                    seconds = time.perf_counter() - began
+                self._bookkeeping(numbers, seconds, bar)
+                if self.stop or self._is_enough():
+                    break
         self.tracker.finish()
-        return Outcome(self.step, self.total, self.step < self.total, self.best, self.saved)
+        early, cut = self._is_enough(), self.step < self.total
+        return Outcome(self.step, self.total, cut and not early, self.best, self.saved, cut and early, self.bad.total)
 
-    def _steps(self) -> Iterator[Iterator[TrainBatch]]:
+    def _bar(self) -> contextlib.AbstractContextManager:
+        if not distributed.is_main():
+            return contextlib.nullcontext()
+        return progress(None, "train", total=self.total, unit="step", initial=self.step)
+
+    def _steps(self) -> Iterator[Ahead]:
         """The micro-batches of each step that is left, from the sampler position on, without replay."""
-        while self.step < self.total:
+        while self.step < self.total and not self._is_enough():
             self.order.set_epoch(self.epoch)
             per_epoch, k = self._steps_per_epoch(), self.config.accumulation
             last = min(per_epoch, self.within + self.total - self.step)
             self.retriever.stage = "train"  # before workers take their copy
-            micro = stream(self.collator, self.within * k, last * k, self.config.num_workers)
+            pinned = self.device.type == "cuda" and self.config.num_workers > 0
+            source = stream(self.collator, self.within * k, last * k, self.config.num_workers, pinned)
+            micro = Ahead(source, self.device, self.meter.count)
             for _ in range(self.within, last):
                 yield micro
             if self.within >= per_epoch:
                 self.epoch, self.within = self.epoch + 1, 0
 
-    def _one_step(self, model: nn.Module, micro: Iterator[TrainBatch]) -> dict[str, float]:
+    def _one_step(self, model: nn.Module, micro: Ahead) -> dict[str, float]:
         """Forward and backward over the micro-batches, one optimizer step; the step's mean numbers."""
-        config, k = self.config, self.config.accumulation
+        k = self.config.accumulation
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
+        tokens, flops = 0, 0.0
         for i in range(k):
-            batch = next(micro).to(self.device)
-            with quiet(model, last=i == k - 1):
-                with autocast(self.device, config.precision):
-                    losses = model(batch)
-                if not losses["loss"].requires_grad:
-                    raise UserError(
-                        f"step {self.step + 1}: nothing that trains took part in this batch (such as an image part in "
-                        "a batch without images); mix the data otherwise or unfreeze the text part."
-                    )
-                (losses["loss"] / k).backward()
+            batch, (some, work) = next(micro)
+            tokens, flops = tokens + some, flops + work
+            losses = self._backward(model, batch, last=i == k - 1)
+            if not losses["loss"].requires_grad:
+                raise UserError(
+                    f"step {self.step + 1}: nothing that trains took part in this batch (such as an image part in "
+                    "a batch without images); mix the data otherwise or unfreeze the text part."
+                )
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / k
-        numbers = mean_over_processes({**sums, "stop": torch.tensor(float(self.asked))}, self.device)
+        micro.prepare()
+        shared = {"stop": float(self.asked), "tokens": float(tokens), "flops": flops}
+        numbers = mean_over_processes({**sums, **{n: torch.tensor(v) for n, v in shared.items()}}, self.device)
         self.stop = numbers.pop("stop") > 0  # a signal that reached one process stops all at the same step
-        norm = self._clip()
-        if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
-            raise UserError(
-                f"step {self.step + 1}: the loss is {numbers['loss']}, the gradient norm {norm}. Lower train.lr, raise "
-                "train.warmup_steps, set train.clip or train.precision: fp32; the last checkpoint is whole."
-            )
+        for name in ("tokens", "flops"):
+            numbers[name] *= distributed.world()
+        with phase("optimizer"):
+            return self._update(numbers)
+
+    def _backward(self, model: nn.Module, batch: TrainBatch, last: bool) -> dict[str, Tensor]:
+        """The numbers of one micro-batch, its gradients added; nothing is added where the loss has none."""
+        config = self.config
+        precision = partial(autocast, self.device, config.precision)
+        if config.grad_cache is not None:
+            return grad_cache.backward(model, batch, 1 / config.accumulation, last, precision)
+        with quiet(model, last):
+            with precision():
+                losses = model(batch)
+            if losses["loss"].requires_grad:
+                with phase("backward"):
+                    (losses["loss"] / config.accumulation).backward()
+        return losses
+
+    def _update(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The optimizer step, or none where loss or gradient is no number: the same choice on every process."""
+        config, norm = self.config, self._clip()
         factor = lr_factor(self.step, self.total, config.warmup_steps, config.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * group["scale"] * factor
-        self.optimizer.step()
-        self.objective.after_step()
+        if self.bad.is_bad(numbers["loss"], norm):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.bad.bad(self.step + 1, numbers["loss"], norm, self._asked_in_this_step)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * group["scale"] * factor
+            self.optimizer.step()
+            self.objective.after_step()
+            self.bad.good()
         self.step += 1
         self.within += 1
-        return {**numbers, "lr": config.lr * factor, "grad_norm": norm}
+        skipped = {"skipped": self.bad.total} if self.bad.total else {}
+        return {**numbers, "lr": config.lr * factor, "grad_norm": norm, **skipped}
+
+    def _asked_in_this_step(self) -> list[str]:
+        """Ids of this process's queries of the present step."""
+        k = self.config.accumulation
+        return [e.query.id for i in range(self.within * k, (self.within + 1) * k) for e in self.order.examples(i)]
 
     def _clip(self) -> float:
         """Limit the gradient's L2 norm when asked; returns the norm before. The same on every process."""
@@ -211,33 +259,25 @@ class _Run:
 
     def _bookkeeping(self, numbers: dict[str, float], seconds: float, bar: Any) -> None:
         config, done = self.config, self.step == self.total
+        samples = meter.world_samples(config.batch_size, config.accumulation)
+        self.meter.add(samples, numbers.pop("tokens"), numbers.pop("flops"), seconds)
         if bar is not None:
-            bar.set_postfix(loss=f"{numbers['loss']:.4f}", lr=f"{numbers['lr']:.2e}", refresh=False)
-            bar.update()
+            meter.live(bar, numbers, self.meter, self.step)
         if self.step % config.log_every == 0 or done:
-            self.tracker.log(self.step, epoch=self.epoch, **numbers, seconds=round(seconds, 4))
+            self.tracker.log(self.step, epoch=self.epoch, **numbers, **self.meter.take(self.step))
         measured = done or (config.eval_every is not None and self.step % config.eval_every == 0)
         if measured and self.validate is not None:
             self._validate()
         save_every = config.save_every or config.eval_every
-        if done or self.stop or (save_every and self.step % save_every == 0) or self._is_best():
-            self._save()
+        due = done or self.stop or self._is_enough() or self._is_best()
+        if due or (save_every and self.step % save_every == 0):
+            with phase("checkpoint"):
+                resuming.save(self)
 
     def _find_unused(self, batch: TrainBatch) -> bool:
-        """Whether some parameter gets no gradient: one pass over the first batch, whose traces are wiped."""
-        if self.config.find_unused == "always":
-            return True
-        before = checkpoint.rng_state()
-        with autocast(self.device, self.config.precision):
-            losses = self.module(batch.to(self.device))
-        losses["loss"].backward()
-        names = [name for name, p in self.named if p.grad is None]
-        self.optimizer.zero_grad(set_to_none=True)
-        checkpoint.set_rng_state(before)
-        names = sorted({n for part in distributed.gather_objects(names) for n in part})
-        if names and distributed.is_main():
-            print(f"{len(names)} parameters get no gradient, such as {names[0]}; DDP looks for them.", file=sys.stderr)
-        return bool(names)
+        if self.config.find_unused == "always" or self.config.grad_cache is not None:
+            return True  # a gradient cache encodes one side at a time
+        return find_unused(self.module, batch, self.named, self.device, self.config.precision)
 
     # ---- validation and checkpoints
 
@@ -258,54 +298,16 @@ class _Run:
         if name not in self.metrics:
             raise UserError(f"train.metric is '{name}', validation gives {', '.join(self.metrics) or 'nothing'}.")
         self.tracker.log(self.step, **{f"valid/{k}": v for k, v in self.metrics.items()})
-        if self.step and (self.best is None or self.metrics[name] > self.best["value"]):
+        if not self.step:
+            return
+        self.since_best += 1
+        if self.best is None or self.metrics[name] > self.best["value"]:
             self.best = {"step": self.step, "metric": name, "value": self.metrics[name]}
+            self.since_best = 0
 
     def _is_best(self) -> bool:
         return self.best is not None and self.best["step"] == self.step
 
-    def _save(self) -> None:
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "objective": self.objective.state_dict(),
-            "position": {"epoch": self.epoch, "within": self.within},
-            "best": self.best,
-            "config": self.config.model_dump(),
-            "made_by": same_run.made_by(self.provenance),
-            "world": distributed.world(),
-            "names": [name for name, _ in self.named],
-        }
-        facts = {**self.provenance, "metrics": self.metrics}
-        self.saved = checkpoint.save(self.out, self.step, self.retriever, state, facts, self.config.keep, self.best)
-
-    def _resume(self) -> None:
-        """Take up the newest usable checkpoint: weights, optimizer, random states, position, best."""
-        found = checkpoint.load_latest(self.out)
-        if found is None:
-            if distributed.is_main():
-                write_json(self.out / "train_config.json", self.config.model_dump())
-            return
-        self.saved, state = found
-        same_run.compare(state, self.out, self.config, self.provenance)
-        self._check_parameters(state)
-        same_run.tell_changes(state, self.config)
-        checkpoint.restore_weights(self.retriever, self.saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, fresh in zip(self.optimizer.param_groups, param_groups(self.named, self.config)):
-            group.update({k: fresh[k] for k in ("scale", "weight_decay")})  # the present config's
-        self.objective.load_state_dict(state["objective"])
-        self.step, self.best = state["step"], state["best"]
-        self.epoch, self.within = state["position"]["epoch"], state["position"]["within"]
-        checkpoint.set_rng_state(state["rng"][distributed.rank()])
-        if distributed.is_main():
-            print(f"resuming after step {self.step} of {self.total} ({self.saved}).", file=sys.stderr)
-
-    def _check_parameters(self, state: dict) -> None:
-        """The optimizer's state belongs to its parameters."""
-        names = [name for name, _ in self.named]
-        if state["names"] != names:
-            odd = sorted(set(state["names"]) ^ set(names))
-            raise UserError(
-                f"'{self.out}' trained other parameters (such as {odd[0] if odd else names[0]}); set model.frozen back "
-                "or give another run.out and start from the checkpoint with run.init."
-            )
+    def _is_enough(self) -> bool:
+        """Whether train.patience has run out."""
+        return self.config.patience is not None and self.since_best >= self.config.patience

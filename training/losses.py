@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from core.errors import UserError
 from core.maxsim import maxsim, maxsim_pairs
 from core.tokens import TokenBatch
+from training.distill import distillation
 
 
 def contrastive(
@@ -22,13 +23,15 @@ def contrastive(
     alpha: float = 1.0,
     offset: int = 0,
     hard_negatives: str = "own_term",
+    distill: str = "kl",
 ) -> dict[str, Tensor]:
     """First term + in-batch term, as ColBERT and MIRe minimise them.
 
     queries: B. documents: W * B * nways, nways consecutive per query, positive first; ``offset`` is the row of the
-    first own document when the documents of several processes were gathered. First term: cross-entropy of each query
-    over its own nways documents (zero when nways is 1), or with ``teacher`` [B, nways] the KL divergence between
-    log-softmaxed scores and teacher scores times ``alpha``. In-batch term: cross-entropy over the own positive and
+    first own document when the documents of several processes were gathered; more documents, nways at a time, may
+    follow (see ``memory_queue``). First term: cross-entropy of each query over its own nways documents (zero when
+    nways is 1), or with ``teacher`` [B, nways] the distance ``distill`` of scores and teacher scores times ``alpha``
+    (see ``distill.distillation``). In-batch term: cross-entropy over the own positive and
     all documents of the other queries, own hard negatives left out. Scores are divided by ``temperature``.
     ``same`` [B, W * B * nways] bool marks false negatives, which leave the denominators (not the teacher's term).
     ``hard_negatives="in_batch"`` is FLMR's form: own hard negatives stand in the in-batch denominator, no first term.
@@ -49,8 +52,7 @@ def contrastive(
         scores = maxsim_pairs(queries, documents.select(slice(offset, offset + b * nways))) / temperature
     lowest = torch.finfo(scores.dtype).min
     if teacher is not None:
-        target = (teacher.to(scores) * alpha).log_softmax(-1)
-        loss = kl_div(scores.log_softmax(-1), target, reduction="batchmean", log_target=True)
+        loss = distillation(scores, teacher * alpha, distill)
     elif nways > 1 and hard_negatives == "own_term":
         kept = scores
         if same is not None:
@@ -84,13 +86,17 @@ def document_accuracy(scores: Tensor) -> Tensor:
     return (scores.argmax(0) == torch.arange(scores.shape[1], device=scores.device)).float().mean()
 
 
-def false_negatives(keys: Tensor, nways: int = 1, offset: int = 0, queries: int | None = None) -> Tensor:
+def false_negatives(
+    keys: Tensor, nways: int = 1, offset: int = 0, queries: int | None = None, same_image: bool = False
+) -> Tensor:
     """Which documents are as right as the own positive.
 
-    keys [N, k] int64: names of each document (see ``batches.document_keys``), 0 where one does not apply; document
+    keys [N, 4] int64: names of each document (see ``batches.document_keys``), 0 where one does not apply; document
     ``offset + i * nways`` is the positive of query i. A document is "the same" when any of its names equals the
-    positive's -> [queries, N] bool, the positive itself included.
+    positive's -> [queries, N] bool, the positive itself included. The last name, of the picture that was asked about,
+    counts with ``same_image``.
     """
+    keys = keys if same_image else keys[:, :3]
     count = (len(keys) - offset) // nways if queries is None else queries
     positives = keys[offset : offset + count * nways : nways]
     equal = (positives[:, None] == keys[None]) & (positives[:, None] != 0)

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,9 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from core import distributed
+from core.batch import Batch
+from core.device import autocast
 from core.protocols import Retriever
+from training import checkpoint
 from training.batches import TrainBatch
 from training.objective import Objective
+from training.phases import phase
+from training.units import InUnits
 
 
 class StepModule(nn.Module):
@@ -27,8 +33,22 @@ class StepModule(nn.Module):
         super().__init__()
         self.retriever, self.objective = retriever, objective
 
-    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
-        return self.objective.step(batch, self.retriever)
+    def forward(self, batch: TrainBatch | Batch, side: str | None = None, anchor: bool = False) -> Any:
+        """The numbers of one micro-batch. With ``side`` "queries" or "documents" (see ``grad_cache``) the vectors,
+        their mask and a zero; with ``anchor`` the zero's graph holds every parameter that has a gradient already, so
+        that DDP exchanges also those that this side does not touch."""
+        if side is not None:
+            tokens = getattr(self.retriever, f"encode_{side}")(batch)
+            zero = tokens.embeddings.new_zeros(())
+            return tokens.embeddings, tokens.mask, zero + self._nothing() if anchor else zero
+        with phase("loss"):  # the encodings in it are phases of their own when somebody watches
+            encode = self.retriever if batch.plan is None else InUnits(self.retriever, batch)
+            return self.objective.step(batch, encode)
+
+    def _nothing(self) -> Tensor:
+        """A zero that depends on the parameters with a gradient, or on one of them all where none has."""
+        train = [p for p in self.parameters() if p.requires_grad]
+        return sum(p.reshape(-1)[:0].sum() for p in [p for p in train if p.grad is not None] or train[:1])
 
 
 def train_mode(module: nn.Module) -> None:
@@ -60,6 +80,25 @@ def wrap(module: StepModule, device: torch.device, find_unused: bool) -> nn.Modu
 def quiet(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
     """Gradients travel once per step: micro-batches before the last only add to the local ones."""
     return contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
+def find_unused(
+    module: StepModule, batch: TrainBatch, named: list[tuple[str, nn.Parameter]], device: torch.device, precision: str
+) -> bool:
+    """Whether some parameter gets no gradient: one pass over the first batch, whose traces are wiped."""
+    before, remembered = checkpoint.rng_state(), deepcopy(module.objective.state_dict())
+    with autocast(device, precision):
+        losses = module(batch.to(device))
+    losses["loss"].backward()
+    names = [name for name, p in named if p.grad is None]
+    for _, parameter in named:
+        parameter.grad = None
+    checkpoint.set_rng_state(before)
+    module.objective.load_state_dict(remembered)
+    names = sorted({n for part in distributed.gather_objects(names) for n in part})
+    if names and distributed.is_main():
+        print(f"{len(names)} parameters get no gradient, such as {names[0]}; DDP looks for them.", file=sys.stderr)
+    return bool(names)
 
 
 def mean_over_processes(numbers: dict[str, Tensor], device: torch.device) -> dict[str, float]:

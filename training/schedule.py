@@ -1,10 +1,11 @@
-"""The learning rate of each step and the parameter groups it is for."""
+"""The optimizer: AdamW, the learning rate of each step and the parameter groups it is for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from core.errors import UserError
@@ -60,3 +61,8 @@ def param_groups(named: Iterable[tuple[str, nn.Parameter]], config: Config) -> l
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def optimizer(groups: list[dict], lr: float, device: torch.device) -> torch.optim.AdamW:
+    """AdamW as one kernel over all parameters where torch has that ("fused": CPU, CUDA, MPS), else one by one."""
+    return torch.optim.AdamW(groups, lr=lr, fused=True if device.type in ("cpu", "cuda", "mps") else None)

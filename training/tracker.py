@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -46,9 +47,13 @@ class Tracker:
                 handle.writelines(json.dumps(row) + "\n" for row in kept)
 
     def log(self, step: int, **numbers: float) -> None:
-        """One line: step, unix time and the numbers. Metric names may hold any character."""
+        """One line: step, unix time and the numbers. Metric names may hold any character.
+
+        A number that is none (the loss of a skipped step) is left out: JSON cannot say it, a curve cannot show it.
+        """
         if not self.active:
             return
+        numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")
         if self._wandb is not None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from core.errors import UserError
 from models.keys.towers import match
 from models.towers.folders import assign, read_weights, resolve, tower_config
 from models.towers.multivector import modules_of, projection, trunk_folder
+
+
+GROUP_TOKENS = defaultdict(lambda: 4096, cpu=96)
+"""How many tokens of padding one more pass through the trunk is worth: a GPU wants large batches."""
 
 
 class TextTower(nn.Module):
@@ -45,18 +53,47 @@ class TextTower(nn.Module):
         # RoBERTa and MPNet count from behind their padding index.
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Trunk states [B, L, h] of ids [B, L]; ``mask`` [B, L] says which positions are attended."""
+    def states(self, ids: Tensor, mask: Tensor, only_attended: bool = False) -> Tensor:
+        """Trunk states [B, L, h] of ids [B, L]; ``mask`` [B, L] says which positions are attended.
+
+        only_attended: the caller reads no others, and they stand at the end (padding). Then texts of about one length
+        go through the trunk together, and little padding does; what stands at other positions means nothing.
+        """
         if self.positions is not None and ids.shape[1] > self.positions:
             raise UserError(
                 f"a text has {ids.shape[1]} tokens, but the text tower has {self.positions} positions "
                 "(max_position_embeddings in its config.json); lower query_maxlen or doc_maxlen."
             )
-        return self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state
+        groups = groups_by_length(mask.sum(1).tolist(), GROUP_TOKENS[mask.device.type]) if only_attended else []
+        if len(groups) < 2:
+            return self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state
+        parts, order = [], torch.tensor([row for rows, _ in groups for row in rows], device=ids.device)
+        for rows, length in groups:
+            index = torch.tensor(rows, device=ids.device)
+            found = self.trunk(input_ids=ids[index, :length], attention_mask=mask[index, :length]).last_hidden_state
+            parts.append(pad(found, (0, 0, 0, ids.shape[1] - length)))
+        return torch.cat(parts)[order.argsort()]
 
     def project(self, states: Tensor) -> Tensor:
         """[B, L, h] -> [B, L, dim], not normalised."""
         return self.linear(states.to(self.linear.weight.dtype))
+
+
+def groups_by_length(lengths: Sequence[int], each: int, cuts: int = 16) -> list[tuple[list[int], int]]:
+    """Rows in groups of about one length, and each group's longest: the fewest computed positions, where a group costs
+    ``each`` positions more. Groups begin at one of ``cuts`` places in the order of length."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    ends = sorted({len(order) * k // cuts for k in range(1, cuts + 1)} - {0})
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}  # end -> (cost of all before it, where its group starts)
+    for end in ends:
+        longest = lengths[order[end - 1]]
+        best[end] = min((best[s][0] + (end - s) * longest + each, s) for s in best if s < end)
+    groups, end = [], len(order)
+    while end:
+        start = best[end][1]
+        groups.append((order[start:end], max(1, lengths[order[end - 1]])))
+        end = start
+    return groups
 
 
 def load_text_tower(name: str, dim: int, root: str | Path | None = None) -> tuple[TextTower, list[str], Path]:

@@ -1,0 +1,71 @@
+"""What a run writes into a checkpoint and takes up from it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from core import distributed
+from core.errors import UserError
+from core.files import write_json
+from training import checkpoint, same_run
+from training.schedule import param_groups
+
+if TYPE_CHECKING:
+    from training.loop import Run
+
+
+def save(run: Run) -> None:
+    """Weights, optimizer, random states, position and counts of ``run``; every process calls it."""
+    state = {
+        "optimizer": run.optimizer.state_dict(),
+        "objective": run.objective.state_dict(),
+        "position": {"epoch": run.epoch, "within": run.within},
+        "best": run.best,
+        "counts": {"bad": run.bad.state(), "since_best": run.since_best},
+        "config": run.config.model_dump(),
+        "made_by": same_run.made_by(run.provenance),
+        "world": distributed.world(),
+        "names": [name for name, _ in run.named],
+    }
+    facts = {**run.provenance, "metrics": run.metrics}
+    run.saved = checkpoint.save(run.out, run.step, run.retriever, state, facts, run.config.keep, run.best)
+
+
+def take_up(run: Run) -> None:
+    """Put ``run`` where its newest usable checkpoint was; a new run begins at step 0. Every process calls it."""
+    found = checkpoint.load_latest(run.out)
+    if found is None:
+        if distributed.is_main():
+            write_json(run.out / "train_config.json", run.config.model_dump())
+        return
+    run.saved, state = found
+    same_run.compare(state, run.out, run.config, run.provenance)
+    _check_parameters(run, state)
+    same_run.tell_changes(state, run.config)
+    checkpoint.restore_weights(run.retriever, run.saved)
+    # What the present config and machine decide; the rest, such as the moments, is the checkpoint's.
+    ours = [{k: group[k] for k in ("fused",)} for group in run.optimizer.param_groups]
+    for group, own, fresh in zip(state["optimizer"]["param_groups"], ours, param_groups(run.named, run.config)):
+        group.update(own, scale=fresh["scale"], weight_decay=fresh["weight_decay"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.objective.load_state_dict(state["objective"])
+    run.step, run.best = state["step"], state["best"]
+    run.epoch, run.within = state["position"]["epoch"], state["position"]["within"]
+    if "counts" in state:  # absent in checkpoints from before there were any
+        run.bad.load(state["counts"]["bad"])
+        run.since_best = state["counts"]["since_best"]
+    checkpoint.set_rng_state(state["rng"][distributed.rank()])
+    if distributed.is_main():
+        print(f"resuming after step {run.step} of {run.total} ({run.saved}).", file=sys.stderr)
+
+
+def _check_parameters(run: Run, state: dict) -> None:
+    """The optimizer's state belongs to its parameters."""
+    names = [name for name, _ in run.named]
+    if state["names"] != names:
+        odd = sorted(set(state["names"]) ^ set(names))
+        raise UserError(
+            f"'{run.out}' trained other parameters (such as {odd[0] if odd else names[0]}); set model.frozen back "
+            "or give another run.out and start from the checkpoint with run.init."
+        )
