@@ -5,26 +5,28 @@ python -m runs.search "What is the climate like here?" --image flag.png --run ex
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import open_retriever, parse, parser, query_encoder
+from runs.common import parse, parser
+from runs.searching import open_engine, options
 
 
 def arguments():
     made = parser(__doc__, "python -m runs.search", config=False)
     made.add_argument("question", nargs="?", default="", help="the question; may be left out when --image is given")
     made.add_argument("--image", help="image file")
-    made.add_argument(
-        "--run", default="experiments/quickstart/image+question", help="folder of a run (config, checkpoints, index)"
-    )
-    made.add_argument("--checkpoint", help="another checkpoint than the run's best")
-    made.add_argument("--index", help="another index folder than the run's")
     made.add_argument("-k", type=int, default=5, help="how many passages (default 5)")
-    made.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    made.add_argument(
+        "--json", action="store_true", help="print one JSON object, as POST /search of runs.serve replies"
+    )
+    options(made)
     return made
 
 
@@ -32,46 +34,37 @@ def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     if not args.question.strip() and not args.image:
         raise UserError("the query is empty; give a question, an --image, or both.")
-    from core.device import pick_device
-    from core.records import ImageRef, Query
+    if args.k < 1:
+        raise UserError(f"-k {args.k} asks for nothing; give 1 or more.")
+    from core.records import ImageRef
 
-    cfg = run_config(args.run)
-    images = (ImageRef("query", path=args.image),) if args.image else ()
-    device = pick_device(args.device)
-    retriever = open_retriever(args.checkpoint or args.run, device)
-    query = Query("query", args.question, images)
-    path = args.index or cfg.index.path or Path(args.run) / "index"
-    ranking, corpus = answer(cfg, retriever, query, args.k, path, args.limit, device)
-    texts = {d.id: d.text for d in corpus}
-    for rank, (id_, score) in enumerate(zip(ranking.ids, ranking.scores), 1):
-        print(f"{rank:2d}  {score:7.3f}  {id_}")
-        print(textwrap.indent(textwrap.fill(textwrap.shorten(texts.get(id_, ""), 300), 100), "      "))
-
-
-def run_config(run: str):
-    """The config of a run's folder."""
-    from runs.settings import load
-
-    config = Path(run) / "config.yaml"
-    if not config.is_file():
-        raise UserError(f"'{run}' is not a run's folder (no config.yaml); train one first: see README.")
-    return load(str(config))
+    engine, _ = open_engine(args)
+    asked = engine.prepare(args.question, ImageRef(args.image, path=args.image) if args.image else None)
+    answer = engine.search([asked], args.k)[0]
+    if args.json:
+        print(json.dumps(answer.plain(), ensure_ascii=False))
+        return
+    width = min(shutil.get_terminal_size((110, 24)).columns, 140)
+    for line in table(answer, args.question, width, colour=sys.stdout.isatty()):
+        print(line)
+    print(f"\nencoded in {answer.decode_ms + answer.encode_ms:.0f} ms, searched in {answer.search_ms:.0f} ms")
 
 
-def answer(cfg, retriever, query, k: int, path, limit: int | None, device):
-    """The best k passages of the index at ``path``, as a Ranking, and the run's corpus.
+def table(answer, question: str, width: int, colour: bool) -> list[str]:
+    """Lines: rank, score, id and title; below them the beginning of the text, the question's words bold."""
+    out = []
+    longest = max((len(hit.id) for hit in answer.results), default=0)
+    for hit in answer.results:
+        out.append(f"{hit.rank:2d}  {hit.score:7.3f}  {hit.id:<{longest}}  {hit.title}".rstrip())
+        text = textwrap.fill(textwrap.shorten(hit.text, 300), width - 6)
+        out.append(textwrap.indent(marked(text, question) if colour else text, "      "))
+    return out
 
-    limit: only the first so many passages may answer.
-    """
-    import dataset
-    from runs.indexing import encoder_of, opened
 
-    corpus = dataset.build(cfg.data).corpus()
-    index = opened(cfg.index, path, encoder_of(retriever, corpus), device)
-    effort = {} if cfg.index.effort is None else {"effort": cfg.index.effort}
-    allowed = None if limit is None else set(index.ids()[:limit])
-    k = k if allowed is None else min(k, len(allowed))
-    return index.search(query_encoder(retriever)([query]), k, allowed_ids=allowed, **effort)[0], corpus
+def marked(text: str, question: str) -> str:
+    """The text with the question's longer words in bold."""
+    words = sorted({re.escape(w) for w in re.findall(r"\w{4,}", question.lower())}, key=len, reverse=True)
+    return re.sub(rf"(?i)\b({'|'.join(words)})", "\033[1m\\1\033[0m", text) if words else text
 
 
 if __name__ == "__main__":

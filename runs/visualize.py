@@ -84,20 +84,20 @@ def of_run(args, retriever, query, device) -> list:
     if not args.passage_id and not k:
         return []
     import dataset
-    from runs.search import answer, run_config
+    from runs.searching import engine_of, finder, run_config
 
     cfg = run_config(args.run)
+    corpus, found = dataset.build(cfg.data).corpus(), []
     if k:
         path = args.index or cfg.index.path or Path(args.run) / "index"
-        ranking, corpus = answer(cfg, retriever, query, k, path, args.limit, device)
-        found = list(ranking.ids)
-    else:
-        found, corpus = [], dataset.build(cfg.data).corpus()
-    texts = {d.id: d for d in corpus}
+        engine = engine_of(retriever, cfg.index, path, corpus, device, args.limit)
+        asked = engine.prepare(query.text, *query.images)
+        found = [hit.id for hit in engine.search([asked], k)[0].results]
+    find = finder(corpus)
     wanted = list(dict.fromkeys([*args.passage_id, *found]))
-    if lost := [i for i in wanted if i not in texts]:
+    if lost := [i for i in wanted if find(i) is None]:
         raise UserError(f"the run's passages do not contain '{lost[0]}'; python -m runs.search shows ids.")
-    return [texts[i] for i in wanted]
+    return [find(i) for i in wanted]
 
 
 def writable(out: Path) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ class Seen:
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Any]:
-    """A running Playwright browser. Start it once per test file (a module-wide fixture): it takes some seconds."""
+def browser(more: Sequence[str] = ()) -> Iterator[Any]:
+    """A running Playwright browser. Start it once per test file (a module-wide fixture): it takes some seconds.
+
+    more: further switches of Chromium's command line.
+    """
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -44,7 +47,7 @@ def browser() -> Iterator[Any]:
             _absent("no chromium here; apt-get install chromium, or python -m playwright install chromium")
         # Containers have no user namespaces for its sandbox and little shared memory.
         started = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", *more]
         )
         try:
             yield started

@@ -17,7 +17,8 @@ ROOMS = ("models", "dataset", "index", "training", "evaluation")
 ALLOWED = {
     "core": {"core"},
     **{room: {"core", room} for room in ROOMS},
-    "runs": {"core", "runs", *ROOMS},
+    "runs": {"core", "runs", "searcher", *ROOMS},
+    "searcher": {"core", "searcher", *ROOMS},
     "train_retrieval": {"core", "runs", *ROOMS},
     "compat": {"core", "compat", "runs", *ROOMS},
 }
@@ -126,7 +127,7 @@ def test_every_package_is_installed():
     listed = set(re.findall(r'"([\w.]+)"', re.search(r"packages = \[(.*?)\]", text, re.S)[1]))
     found = {
         ".".join(p.parent.relative_to(ROOT).parts)
-        for room in [*ROOMS, "core", "runs", "compat"]
+        for room in [*ROOMS, "core", "runs", "compat", "searcher"]
         for p in (ROOT / room).rglob("__init__.py")
     }
     assert listed == found

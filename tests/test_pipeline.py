@@ -124,8 +124,13 @@ def test_search_with_image_question_or_both(finished, capsys):
         assert [line.split()[0] for line in lines] == ["1", "2"]
     with pytest.raises(UserError, match="the query is empty"):
         search.run(["--run", str(root / "run")])
-    with pytest.raises(UserError, match=r"k.*1000"):
-        search.run(["which bird", "--run", str(root / "run"), "-k", "1000"])
+    search.run(["which bird", "--run", str(root / "run"), "-k", "1000", "--json"])
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [hit["rank"] for hit in found] == list(range(1, len(found) + 1)) and len(
+        {hit["id"] for hit in found}
+    ) == len(found)
+    with pytest.raises(UserError, match="-k 0"):
+        search.run(["which bird", "--run", str(root / "run"), "-k", "0"])
     with pytest.raises(UserError, match="is not a run's folder"):
         search.run(["which bird", "--run", str(root / "nothing")])
 
