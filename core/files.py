@@ -117,7 +117,7 @@ def read_json(path: str | Path, what: str = "file") -> Any:
     try:
         with open(path, encoding="utf-8") as handle:
             return json.load(handle)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{what} '{path}' does not exist; check the path.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{what} '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8.") from None

@@ -146,10 +146,10 @@ def read_per_query(path: str | Path) -> PerQuery:
     for number, line in enumerate(_text(path), 1):
         try:
             row = json.loads(line)
-            qid, top = row.pop("query_id"), row.pop("top")
-            if qid in found.rankings:
-                raise ValueError("a second line")
-            found.rankings[qid] = Ranking(tuple(doc for doc, _ in top), tuple(float(score) for _, score in top))
+            qid, top = _id(row.pop("query_id")), row.pop("top")
+            if qid in found.rankings or not all(isinstance(row.get(f, ""), str) for f in ("question", "passage")):
+                raise ValueError("a second line, or no text")
+            found.rankings[qid] = Ranking(tuple(_id(doc) for doc, _ in top), tuple(float(score) for _, score in top))
             found.facts[qid] = {name: value for name, value in row.items() if "@" not in name}
             for name, value in row.items():
                 if "@" in name:
@@ -161,6 +161,13 @@ def read_per_query(path: str | Path) -> PerQuery:
     return found
 
 
+def _id(value: Any) -> str:
+    """Ids may be written as numbers."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError("an id is a text or a whole number")
+    return str(value)
+
+
 def write_examples(path: str | Path, split: str, kind: str, queries: int, seed: int, examples: list[dict]) -> None:
     """The sample of ``queries`` queries that is there to be looked at; atomic."""
     write_json(path, {"split": split, "kind": kind, "queries": queries, "seed": seed, "examples": examples})
@@ -169,7 +176,10 @@ def write_examples(path: str | Path, split: str, kind: str, queries: int, seed: 
 def read_examples(path: str | Path) -> dict[str, Any]:
     """What ``write_examples`` wrote; another structure is a UserError."""
     found = read_object(path, "examples")
-    if not isinstance(found.get("examples"), list) or not all(isinstance(e, dict) for e in found["examples"]):
+    listed = found.get("examples")
+    if not isinstance(listed, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("query_id"), str) for e in listed
+    ):
         raise UserError(f"'{path}' holds no list of examples; evaluate again.")
     return found
 
@@ -197,9 +207,11 @@ def _number(kind: type, text: str, what: str, where: str):
 def _text(path: str | Path) -> list[str]:
     try:
         # Not splitlines(): it also cuts at characters that JSON strings may hold unescaped, such as U+2028.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"file '{path}' does not exist; check the path.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"file '{path}' is not UTF-8 (byte {error.start}); check that it is the right one.") from None
     return lines[:-1] if lines[-1] == "" else lines
 
 

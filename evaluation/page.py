@@ -12,7 +12,7 @@ from core.files import atomic_file
 from evaluation.explain import Explanation, as_json
 
 WHY = Path(__file__).parent
-"""Folder of ``page.html``, and of ``why.js`` and ``why.css``, which draw: the searcher's page uses these two as well."""
+"""Folder of ``page.html``, and of ``why.js`` and ``why.css``, which draw, and which the searcher's page uses too."""
 
 
 def write(explanation: Explanation, path: str | Path) -> None:
@@ -23,8 +23,12 @@ def write(explanation: Explanation, path: str | Path) -> None:
 
 def render(explanation: Explanation) -> str:
     """The page's text. The data stand in it as JSON."""
-    parts = {"css": (WHY / "why.css").read_text("utf-8"), "js": (WHY / "why.js").read_text("utf-8"),
-             "title": html.escape(explanation.question or "an image"), "data": as_script(as_json(explanation))}  # fmt: skip
+    parts = {
+        "css": (WHY / "why.css").read_text("utf-8"),
+        "js": (WHY / "why.js").read_text("utf-8"),
+        "title": html.escape(explanation.question or "an image"),
+        "data": as_script(as_json(explanation)),
+    }
     template = (WHY / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(css|js|title|data)\}\}", lambda found: parts[found[1]], template)  # once: data may say {{js}}
 

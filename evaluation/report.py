@@ -56,9 +56,14 @@ def read(path: str | Path) -> Report:
     """Read report.json; another structure than split -> kind -> values is a UserError."""
     report = read_json(path, "report")
     cells = [c for kinds in report.values() for c in kinds.values()] if _nested(report) else [None]
-    if not all(isinstance(cell, dict) for cell in cells):
+    if not all(isinstance(cell, dict) and all(map(_fits, cell, cell.values())) for cell in cells):
         raise UserError(f"report '{path}' is not {{split: {{kind: {{metric: value}}}}}}; evaluate again.")
     return report
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Metrics are numbers."""
+    return "@" not in name or name.endswith(BARS) or isinstance(value, (int, float))
 
 
 def table(report: Report) -> str:

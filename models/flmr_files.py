@@ -84,8 +84,17 @@ def load(cls: type, folder: Path, raw: dict | None = None):
     raw: read in place of the folder's config.json.
     """
     raw = read_object(folder / "config.json", "checkpoint config") if raw is None else raw
-    words, settings = read_tokenizers(folder)
-    model = skeleton(cls, raw, folder, words, settings)
+    try:
+        words, settings = read_tokenizers(folder)
+        model = skeleton(cls, raw, folder, words, settings)
+    except UserError:
+        raise
+    except Exception as error:  # of whatever a wrong number or type breaks, in transformers' classes too
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"'{folder / 'config.json'}' or a tokenizer_config.json has a value that makes no model "
+            f"({type(error).__name__}: {reason}); compare them with the published ones."
+        ) from error
     assign_released(model, read_weights(folder), folder)
     model.provenance = artifacts.read_provenance(folder)
     return model.eval()
@@ -99,6 +108,11 @@ def skeleton(cls: type, raw: dict, folder: Path, words, settings: dict):
     top, text = {**TOP, **raw}, {**TEXT, **raw.get("text_config", {})}
     vision = {**VISION, **raw.get("vision_config", {})}
     _supported(text, vision, folder)
+    if len(words) > text["vocab_size"]:
+        raise UserError(
+            f"the tokenizers of '{folder}' know {len(words)} words, but its config.json has a vocab_size of "
+            f"{text['vocab_size']}; copy the tokenizer folders from the model that it was trained from."
+        )
     images, separate = top["use_vision_encoder"], top["separate_query_and_context_text_encoder"]
     mapping = _mapping(top, text, folder) if images and top["use_transformer_mapping_network"] else None
     stage = {

@@ -57,6 +57,7 @@ def told(found: dict) -> str:
 
 
 ODD = {
+    "empty": "without a question and without an image",
     "without_question": "without a question",
     "without_image": "without an image",
     "repeated_ids": "ids that stand more than once",

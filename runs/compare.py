@@ -36,6 +36,8 @@ def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     if args.changed < 0:
         raise UserError(f"--changed {args.changed} is no number of queries; give 0 or more.")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is below 0; give 0 or more.")
     from core.files import atomic_file, write_json
     from evaluation.compare import compared, markdown
     from evaluation.files import read_per_query

@@ -22,7 +22,7 @@ def look_at_split(data, split: str, opened, refs: dict[str, ImageRef], problems:
     queries = data.queries(split)
     if not len(queries):
         problems.append(f"{split}: there are no queries")
-    out: dict[str, Any] = {"queries": len(queries), "without_question": 0, "without_image": 0, "first": []}
+    out: dict[str, Any] = {"queries": len(queries), "empty": 0, "without_question": 0, "without_image": 0, "first": []}
     shown = set(random.Random(0).sample(range(len(queries)), min(IMAGES, len(queries))))
     names, wrong = array("q"), []
     for place, query in enumerate(progress(each(queries, wrong), f"queries of {split}", total=len(queries))):
@@ -31,12 +31,15 @@ def look_at_split(data, split: str, opened, refs: dict[str, ImageRef], problems:
         names.append(hash(query.id))
         out["without_question"] += not query.text.strip()
         out["without_image"] += not query.images
+        out["empty"] += not query.text.strip() and not query.images
         if place in shown:
             refs.update((ref.key, ref) for ref in query.images)
         if len(out["first"]) < FIRST:
             out["first"].append(told_query(query))
     if wrong:
         problems.append(f"{split}: {len(wrong)} queries cannot be read, such as: {'; '.join(wrong[:EXAMPLES])}")
+    if names and out["empty"] == len(names):
+        problems.append(f"{split}: no query has a text or an image; are the fields called as docs/DATA.md says?")
     out["repeated_ids"] = len(names) - len(np.unique(np.frombuffer(names, dtype=np.int64))) if names else 0
     out["passages"] = 0 if opened is None else len(opened[0])
     if getattr(data, "named", True) or split == data.train_split:
@@ -102,6 +105,8 @@ def look_at_passages(corpus: Sequence[Document], refs: dict[str, ImageRef], prob
             out["first"].append(f"{document.id}: {short(document.text)}{shown}")
     if wrong:
         problems.append(f"passages: {len(wrong)} of {len(places)} cannot be read, such as: {wrong[0]}")
+    if 0 < out["empty"] == len(places) - len(wrong):
+        problems.append("passages: none has a text or an image; are the fields called as docs/DATA.md says?")
     return out
 
 

@@ -51,12 +51,14 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(f"--out '{out}' is one of the runs, whose report.json it would replace; give another folder.")
     found = systems(runs)
     report = joined(found)
+    metrics = [n for kinds in report.values() for row in kinds.values() for n in row if "@" in n]
+    if not metrics:
+        raise UserError(f"no report.json of {', '.join(args.runs)} holds a metric; evaluate again.")
     against = args.published and side_by_side(report, args.published)
     marked = by_split(report, found)
     examples = EXAMPLES if args.examples is None else args.examples
     shown = report_page.write(out / "report.html", out.resolve().name, found, marked, examples)
     write_json(out / "report.json", report)
-    metrics = [n for kinds in report.values() for row in kinds.values() for n in row if "@" in n]
     plot(report, out / "report.png", "Success@5" if "Success@5" in metrics else metrics[0])
     if against:
         text = results_table(against)

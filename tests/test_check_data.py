@@ -78,8 +78,8 @@ def test_a_whole_download(checked, tmp_path):
     status, found, text = checked(section("jsonl", tmp_path))
     assert status == 0 and found["ok"] and text.endswith("nothing is missing\n") and "get_it" not in found
     assert found["splits"]["train"] == {
-        "queries": 7, "without_question": 0, "without_image": 2, "repeated_ids": 0, "passages": 6, "without_gold": 0,
-        "gold_missing": 0, "first": ["1: which fish is 1 [1.png]", "2: which fish is 2 [2.png]"],
+        "queries": 7, "empty": 0, "without_question": 0, "without_image": 2, "repeated_ids": 0, "passages": 6,
+        "without_gold": 0, "gold_missing": 0, "first": ["1: which fish is 1 [1.png]", "2: which fish is 2 [2.png]"],
     }  # fmt: skip
     assert found["images"] == {"looked_at": 4, "resolved": 4}
     assert [f["key"] for f in found["files"]] == ["path", "test_path", "passages", "test_qrels", "image_dir"]
@@ -152,6 +152,17 @@ def test_nothing_in_it(checked, tmp_path):
     Path(made["passages"]).write_text("")
     status, found, _ = checked(made)
     assert status == 1 and {"test: there are no queries", "passages: there are none"} <= set(found["problems"])
+
+
+def test_fields_of_other_names(checked, tmp_path):
+    """Where every text is empty nothing was read, and a run would learn nothing."""
+    made = section("jsonl", tmp_path)
+    jsonl(Path(made["test_path"]), [{"query_id": f"t{i}", "query": "what?"} for i in range(3)])
+    jsonl(Path(made["passages"]), [{"docid": i, "passage": "a text"} for i in range(9)])
+    status, found, text = checked(made)
+    wanted = {"test: no query has a text or an image", "passages: none has a text or an image"}
+    assert status == 1 and wanted <= {problem.partition(";")[0] for problem in found["problems"]}
+    assert found["splits"]["test"]["empty"] == 3 and "3 without a question and without an image" in text
 
 
 def test_a_split_of_no_file_is_no_problem(checked, tmp_path):

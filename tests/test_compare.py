@@ -127,6 +127,8 @@ def test_errors(runs):
         compared(runs)
     with pytest.raises(UserError, match=r"metric 'nDCG@5' is not in both files .* have Success@1, MRR@2 in common"):
         compared(runs, "--metrics", "nDCG@5")
+    with pytest.raises(UserError, match="--seed -1"):
+        compared(runs, "--seed", "-1")
     with pytest.raises(UserError, match="--changed -1"):
         compared(runs, "--changed", "-1")
 

@@ -249,10 +249,15 @@ def test_oven_was_never_right(tmp_path):
     from types import SimpleNamespace
 
     from core.protocols import Ranking
-    from core.records import Query
-    from runs.original_numbers import legacy_numbers
+    from core.records import Document, Query
+    from evaluation.relevance import Passages
+    from runs.original_numbers import legacy_numbers, saved_pairs
 
     data = SimpleNamespace(config=SimpleNamespace(name="m2kr", subset="OVEN"), qrels=lambda split: {"q": {"d": 1}})
     given = ([Query("q", "x")], {"q": Ranking(("d",), (1.0,))}, None)
     assert set(legacy_numbers("mire", data, "test", *given).values()) == {0.0}
+    asked = [Query("q", "x", meta={"answers": ()})]
+    args = SimpleNamespace(legacy_metrics="mire", dataset_name="OVEN", xknow_ckpt=None)
+    (row,) = saved_pairs(args, data, asked, given[1], Passages([Document("d", "text")]))
+    assert row["passages"] == ["text"] and row["meta"] == {"golden_pid": "d"}
     assert legacy_numbers("uniir", data, "test", *given) == {"Recall@1": 1.0}

@@ -124,7 +124,13 @@ def test_per_query_file(tmp_path):
     assert again.scores == scores
     tops = again.rankings
     assert tops["q1"].ids == ("d2", "d1") and tops["q2"] == rankings["q2"] and tops["q3"].ids == ()
-    for damaged in ('{"query_id": "q"}', "[]", "{", '{"query_id": "q", "top": []}\n{"query_id": "q", "top": []}'):
+    (tmp_path / "b.jsonl").write_text('\ufeff{"query_id": 5, "MRR@5": 1, "top": [[7, 1]]}', encoding="utf-8")
+    assert files.read_per_query(tmp_path / "b.jsonl").rankings == {"5": Ranking(("7",), (1.0,))}
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        files.read_per_query(tmp_path / "b.jsonl")
+    twice = '{"query_id": "q", "top": []}\n{"query_id": "q", "top": []}'
+    for damaged in ('{"query_id": "q"}', "[]", "{", '{"query_id": "q", "question": 5, "top": []}', twice):
         (tmp_path / "b.jsonl").write_text(damaged, encoding="utf-8")
         with pytest.raises(UserError, match=r"b\.jsonl:\d"):
             files.read_per_query(tmp_path / "b.jsonl")
@@ -161,7 +167,7 @@ def test_report_errors(tmp_path):
         report.entry({"P@1": {"q": 1.0}, "P@5": {"r": 1.0}})
     with pytest.raises(UserError, match="same queries"):
         report.entry({})
-    for wrong in ("[]", '{"test": 1}', '{"test": {"image": 0.5}}'):
+    for wrong in ("[]", '{"test": 1}', '{"test": {"image": 0.5}}', '{"test": {"image": {"P@1": "x"}}}'):
         (tmp_path / "report.json").write_text(wrong, encoding="utf-8")
         with pytest.raises(UserError, match="evaluate again"):
             report.read(tmp_path / "report.json")

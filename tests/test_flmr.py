@@ -195,6 +195,10 @@ def test_folders_that_lack_something_are_one_sentence(folder):
         ({"text_config": {**raw["text_config"], "text_encoder_base_model": "xlm-roberta-base"}}, "'xlm-roberta-base'"),
         ({"query_concat_output_from_vision_encoder": False, "query_concat_output_from_text_encoder": False}, "both"),
         ({"transformer_mapping_config_base": "bert-base-uncased"}, "is 768 wide, the text encoder 24"),
+        ({"text_config": {**raw["text_config"], "vocab_size": 1100}}, "know 1201 words, .* vocab_size of 1100"),
+        ({"dim": "16"}, "config.json' .* has a value that makes no model .*dim"),
+        ({"text_config": None}, "makes no model .TypeError"),
+        ({"vision_config": {**raw["vision_config"], "hidden_act": "none"}}, "makes no model .KeyError"),
     ]:
         (folder / "config.json").write_text(json.dumps({**raw, **change}))
         with pytest.raises(UserError, match=match):
@@ -499,7 +503,7 @@ def test_bad_calls_are_one_sentence(original):
         ({**text, "pixel_values": pixels[:1]}, "images for 1 and texts for 2"),
         ({**text, "pixel_values": torch.randn(2, 3, 32, 32)}, "32 x 32 pixels.*wants 24 x 24"),
         ({**text, "pixel_values": pixels[0, 0]}, r"pixel_values is \(3, 24, 24\)"),
-        ({**text, "pixel_values": pixels[:, :1]}, r"pixel_values is \(2, 1, 24, 24\)"),
+        ({**text, "pixel_values": pixels[:, 0, :1]}, r"pixel_values is \(2, 1, 24, 24\)"),
         ({**given, "image_features": pixels}, "both given"),
         ({**text, "concat_output_from_vision_encoder": True}, "no image is given"),
         ({"pixel_values": pixels, "concat_output_from_text_encoder": True}, "no text is given"),

@@ -266,6 +266,10 @@ def test_the_command_writes_everything(page, folders, capsys, tmp_path):
         "no examples" in capsys.readouterr().out
         and embedded(tmp_path / "o" / "report.html")["examples"]["splits"] == {}
     )
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "report.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no report.json of .* holds a metric"):
+        command.run([str(tmp_path / "empty"), "--out", str(tmp_path / "o")])
     with pytest.raises(UserError, match="is one of the runs"):
         command.run([str(folders[0]), "--out", str(folders[0])])
     with pytest.raises(UserError, match="--examples -1 is below 0"):

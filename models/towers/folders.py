@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.config import check
 from core.errors import UserError
-from core.files import read_json
+from core.files import read_object
 from models.towers.cnn import CNNConfig
 
 WEIGHT_FILES = (
@@ -79,15 +79,23 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / "model.safetensors").is_file():
         return _safetensors(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").is_file():
-        files = sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))
+        files = _shards(folder / "model.safetensors.index.json")
         return {k: v for f in files for k, v in _safetensors(folder / f).items()}
     if (folder / "pytorch_model.bin").is_file():
         return _pickled(folder / "pytorch_model.bin")
     if (folder / "pytorch_model.bin.index.json").is_file():
-        files = sorted(set(read_json(folder / "pytorch_model.bin.index.json")["weight_map"].values()))
+        files = _shards(folder / "pytorch_model.bin.index.json")
         parts = [_pickled(folder / f) for f in files]
         return {k: v for part in parts for k, v in part.items()}
     raise UserError(f"the model folder '{folder}' holds no weights ({' or '.join(WEIGHT_FILES)}); download it again.")
+
+
+def _shards(path: Path) -> list[str]:
+    """The files of which an index file says that they hold weights."""
+    table = read_object(path, "list of weights").get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+        raise UserError(f"list of weights '{path}' has no weight_map of names and files; download it again.")
+    return sorted(set(table.values()))
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def one(case: Case, folder: Path, style: str, words: list[str], expected: dict) 
         case.aside(f"json:{base}/error", "a crash of the last commit, nothing to reproduce")
         return
     args = arguments().parse_args([*words, "--legacy_metrics", style, "--save_pairs"])
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made:  # rows are read when they are asked for
         if any(folder.glob("m2kr_*.json")):
             args.dataset_hf_path = made
             for file in folder.glob("m2kr_*.json"):
@@ -75,34 +75,34 @@ def one(case: Case, folder: Path, style: str, words: list[str], expected: dict) 
             args.xknow_ckpt = "its flag"
         data = asked_data(args)
         queries, corpus = list(data.queries("test")), list(data.corpus())
-    if args.use_instruction:
-        queries = with_instruction(queries)
-    rows = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    entry = original_data.entry_of(data, args.dataset_name)
-    rankings = {
-        q.id: Ranking(tuple(corpus[row].id for row, _ in rows[q.id]), tuple(score for _, score in rows[q.id]))
-        for q in queries
-        if q.id in rows
-    }
-    passages = Passages(corpus)
-    if "error" in expected:
-        reason = expected["error"].removeprefix("error: ")
-        with pytest.raises(UserError) as stopped:
-            legacy_numbers(style, data, "test", queries, rankings, passages, args.dataset_name)
-        case.json(f"{base}/error", f"error: {reason}" if reason in str(stopped.value) else str(stopped.value))
-        return
-    numbers = legacy_numbers(style, data, "test", queries, rankings, passages, args.dataset_name)
-    assert list(numbers) == list(expected["metrics"]), name
-    for key, value in numbers.items():
-        case.json(f"{base}/metrics/{key}", value, "fraction")
-    asked = [query for query in theirs(entry, data, "test", queries) if query.id in rankings]
-    found = relevant_by(style, entry, data, "test", asked, {q.id: rankings[q.id] for q in asked}, passages)
-    for query in asked:
-        top = [id_ for id_ in rankings[query.id].ids[:100] if id_ in found[query.id]]
-        case.json(f"{base}/relevant_in_top100/{query.id}", sorted(top))
-    if style == "mire" and f"{name}/{TOP}" in case.lists:
-        saved = saved_pairs(args, data, queries, rankings, passages)
-        for row, wanted in zip(saved, case.lists[f"{name}/{TOP}"]):
-            if isinstance(wanted["question_id"], int):  # ids are strings here
-                row["question_id"] = int(row["question_id"])
-        case.json(f"{name}/{TOP}", json.loads(json.dumps(saved)))
+        if args.use_instruction:
+            queries = with_instruction(queries)
+        rows = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        entry = original_data.entry_of(data, args.dataset_name)
+        rankings = {
+            q.id: Ranking(tuple(corpus[row].id for row, _ in rows[q.id]), tuple(score for _, score in rows[q.id]))
+            for q in queries
+            if q.id in rows
+        }
+        passages = Passages(corpus)
+        if "error" in expected:
+            reason = expected["error"].removeprefix("error: ")
+            with pytest.raises(UserError) as stopped:
+                legacy_numbers(style, data, "test", queries, rankings, passages, args.dataset_name)
+            case.json(f"{base}/error", f"error: {reason}" if reason in str(stopped.value) else str(stopped.value))
+            return
+        numbers = legacy_numbers(style, data, "test", queries, rankings, passages, args.dataset_name)
+        assert list(numbers) == list(expected["metrics"]), name
+        for key, value in numbers.items():
+            case.json(f"{base}/metrics/{key}", value, "fraction")
+        asked = [query for query in theirs(entry, data, "test", queries) if query.id in rankings]
+        found = relevant_by(style, entry, data, "test", asked, {q.id: rankings[q.id] for q in asked}, passages)
+        for query in asked:
+            top = [id_ for id_ in rankings[query.id].ids[:100] if id_ in found[query.id]]
+            case.json(f"{base}/relevant_in_top100/{query.id}", sorted(top))
+        if style == "mire" and f"{name}/{TOP}" in case.lists:
+            saved = saved_pairs(args, data, queries, rankings, passages)
+            for row, wanted in zip(saved, case.lists[f"{name}/{TOP}"]):
+                if isinstance(wanted["question_id"], int):  # ids are strings here
+                    row["question_id"] = int(row["question_id"])
+            case.json(f"{name}/{TOP}", json.loads(json.dumps(saved)))
