@@ -6,10 +6,10 @@
   python benchmarks/conversion.py --device cuda --no_peer
 
 The knowledge base is FlagFacts' passages or other JSON lines, the responses are sentences of FlagFacts, the retriever
-is MiniLM-L6 with a random projection to 128 (its answers are of no interest, its work is). colbert-ai builds the index;
-ours reads the same centroids, codes and residuals out of it. All take turns in rounds, on the same responses, so that
-the load of the machine meets all; a ratio is the median over rounds. Encoding and search are timed, loading and the
-first texts are not. Processor time is what a process used, whatever else ran on the machine.
+is MiniLM-L6 with a random projection to 128 (its answers are of no interest, its work is). colbert-ai builds the index,
+once; ours reads the same centroids, codes and residuals out of it. All take turns in rounds, on the same responses, so
+that the load of the machine meets all; a ratio is the median over rounds. Encoding and search are timed, loading and
+the first texts are not. Processor time is what a process used, whatever else ran on the machine.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--leads", type=Path, default=ROOT / "data" / "flagfacts" / "passages.jsonl", help="articles")
     made.add_argument("--articles", type=int, default=6123)
     made.add_argument("--responses", type=int, default=384, help="divided among the rounds")
+    made.add_argument("--longest", type=int, help="characters a response may have (default: any number)")
     made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--batch", type=int, default=256)
     made.add_argument("--n_cands", type=int, default=3)
     made.add_argument("--n_bits", type=int, default=2)
     made.add_argument("--threads", type=int, default=1)
@@ -65,7 +66,7 @@ def colbert_folder(tower: Path, out: Path) -> Path:
 
     from core.files import write_json
 
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     for file in tower.iterdir():
         if file.suffix in (".json", ".txt") and file.name != "provenance.json":
             shutil.copy(file, out)
@@ -78,14 +79,15 @@ def colbert_folder(tower: Path, out: Path) -> Path:
     return out
 
 
-def texts(leads: Path, articles: int, responses: int) -> tuple[list[str], list[str]]:
+def texts(leads: Path, articles: int, responses: int, longest: int | None) -> tuple[list[str], list[str]]:
     from dataset import sentences
 
     knowledge, facts = (
         [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
         for path in (leads, ROOT / "data" / "flagfacts" / "passages.jsonl")
     )
-    pieces = [s.strip() for text in facts[::-1] for s in sentences.split(text) if len(s.strip()) >= 30]
+    pieces = [s.strip() for text in facts[::-1] for s in sentences.split(text)]
+    pieces = [piece for piece in pieces if 30 <= len(piece) <= (longest or len(piece))]
     step = max(1, len(pieces) // responses)
     return knowledge[:articles], pieces[::step][:responses]
 
@@ -133,17 +135,17 @@ def run(argv: Sequence[str]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    from core.files import write_json
+    from core.files import fingerprint, write_json
     from core.progress import resident
     from core.records import Document
     from runs.common import open_retriever, query_encoder, with_lengths
     from runs.indexing import index_device
-    from runs.recipe_search import Searcher
+    from runs.recipe_search import GROUP, GROUPS, Searcher
 
     torch.set_num_threads(args.threads)
-    work = HOME / f"conversion-{os.getpid()}"
+    articles, responses = texts(args.leads, args.articles, args.responses, args.longest)
+    work = HOME / f"conversion-{fingerprint([articles, args.tower, args.n_bits])}"
     checkpoint = colbert_folder(ROOT / args.tower, work / "checkpoint")
-    articles, responses = texts(args.leads, args.articles, args.responses)
     (work / "articles.json").write_text(json.dumps(articles))
     (work / "responses.json").write_text(json.dumps(responses))
     retriever = with_lengths(open_retriever(checkpoint, args.device), **LENGTHS)
@@ -152,6 +154,7 @@ def run(argv: Sequence[str]) -> None:
         peer.ask(do="build")
         from index.convert import convert
 
+        shutil.rmtree(work / "ours", ignore_errors=True)
         index = convert(work / "index", work / "ours")
     else:
         from runs.indexing import build
@@ -159,9 +162,10 @@ def run(argv: Sequence[str]) -> None:
 
         section = IndexSection(name="plaid", options={"nbits": args.n_bits})
         corpus = [Document(str(i), text) for i, text in enumerate(articles)]
-        index = build(retriever, corpus, section, work / "ours", device=index_device(args.device))
+        index = build(retriever, corpus, section, work / "own", device=index_device(args.device))
     search = Searcher.__new__(Searcher)  # as the command searches, in an index that is here already
     search.index, search.encode, search.device = index, query_encoder(retriever), next(retriever.parameters()).device
+    search.retriever, search.group = retriever, GROUPS.get(search.device.type, GROUP)
     conventions = retriever.tokenizer.conventions
 
     def ours(first: int, last: int, arm: Arm) -> tuple[float, float, list[list[int]]]:
@@ -205,6 +209,7 @@ def run(argv: Sequence[str]) -> None:
         print("  ".join(f"{name}: {ms:.1f} ({used:.1f}) ms" for name, (ms, used) in rounds[-1].items()), flush=True)
     report = {
         "date": f"{datetime.now():%Y-%m-%d %H:%M}", "articles": len(articles), "responses": share * args.rounds,
+        "longest": args.longest,
         "threads": args.threads, "device": args.device, "load": os.getloadavg()[0], "memory_bytes": resident(),
     }  # fmt: skip
     for place, what in enumerate(("wall", "processor")):
@@ -220,7 +225,6 @@ def run(argv: Sequence[str]) -> None:
     print(json.dumps(report, indent=1))
     if args.json:
         write_json(args.json, report)
-    shutil.rmtree(work)
 
 
 if __name__ == "__main__":

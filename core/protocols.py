@@ -23,7 +23,7 @@ class TextStates(Protocol):
     """Frozen-trunk states of texts, computed once (see ``training.states``)."""
 
     def get(self, side: str, texts: Sequence[str]) -> list[Tensor]:
-        """side: "query" or "document" -> one [n, h] tensor per text."""
+        """side: "query" or "document" -> one [n, h] tensor per text; of a document whose rows are frozen, these."""
         ...
 
 

@@ -22,8 +22,9 @@ LARGEST_BUCKET = 64
 """Texts of one bucket are compared with the first of it and, up to so many, with each other."""
 
 _RNG = np.random.default_rng(20240517)
-_A = _RNG.integers(1, 1 << 31, HASHES, dtype=np.uint64) * 2 + 1
-_B = _RNG.integers(0, 1 << 63, HASHES, dtype=np.uint64)
+_SEEDS = _RNG.integers(0, 1 << 63, HASHES, dtype=np.uint64)
+_MIX = tuple(np.uint64(x) for x in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+"""Of splitmix64's finaliser."""
 
 
 def words(text: str) -> list[str]:
@@ -45,7 +46,10 @@ def similarity(one: str, other: str) -> float:
 def signature(text: str) -> np.ndarray:
     """[32] uint32: the minima of 32 hashes over the text's runs."""
     keys = np.array([zlib.crc32(run.encode()) for run in runs(text)], dtype=np.uint64)
-    mixed = keys[:, None] * _A + _B  # modulo 2^64
+    # A linear function of the key would not do: its minimum is nearly always that of the smallest key.
+    mixed = (keys[:, None] << np.uint64(32)) ^ keys[:, None] ^ _SEEDS
+    for shift, factor in zip((30, 27), _MIX):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * factor  # modulo 2^64
     return (mixed >> np.uint64(32)).min(0).astype(np.uint32)
 
 

@@ -138,7 +138,8 @@ class ColBERT(nn.Module):
         return self._text_batch("query", [r.text for r in records], states)
 
     def collate_documents(self, records: Sequence[Document], visual=None, states=None) -> Batch:
-        """ids, mask and keep [B, L]; ``keep`` marks the rows that are stored."""
+        """ids, mask and keep [B, L]; ``keep`` marks the rows that are stored. With ``states`` where nothing trains on
+        the way to the rows: rows [B, L, dim], mask and keep."""
         self._refuse_images(records)
         return self._text_batch("document", [r.text for r in records], states)
 
@@ -151,10 +152,14 @@ class ColBERT(nn.Module):
                 )
 
     def _text_batch(self, side: str, texts: list[str], states=None) -> Batch:
+        if states is not None and self._finished(side):
+            rows = TokenBatch.pad([r.float() for r in states.get(side, texts)])
+            tensors = {"rows": rows.embeddings, "mask": rows.mask, "keep": rows.mask}
+            return Batch(tensors, offsets=torch.zeros(len(texts) + 1, dtype=torch.int64))
         ids, mask = self.tokenize(side, texts)
         tensors = {"ids": ids, "mask": mask}
         if side == "document":
-            tensors["keep"] = self.tokenizer.keep(ids, self.options().mask_punctuation)
+            tensors["keep"] = self._keep(ids)
         if states is not None and "text" in self._frozen:
             stored = states.get(side, texts)
             width = ids.shape[1]
@@ -166,6 +171,9 @@ class ColBERT(nn.Module):
                     )
             tensors["states"] = TokenBatch.pad([s.float() for s in stored], width).embeddings
         return Batch(tensors, offsets=torch.zeros(len(texts) + 1, dtype=torch.int64))
+
+    def _keep(self, ids: Tensor) -> Tensor:
+        return self.tokenizer.keep(ids, self.options().mask_punctuation)
 
     def tokenize(self, side: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids and attention mask [B, L] of the present stage."""
@@ -196,7 +204,11 @@ class ColBERT(nn.Module):
 
     def encode_documents(self, batch: Batch) -> TokenBatch:
         """[B, L, dim] unit rows; rows of [PAD] and of skipped punctuation are zero and masked."""
-        return self._tokens(self.text.project(self.states(batch)), batch["keep"])
+        return self._tokens(self.document_rows(batch), batch["keep"])
+
+    def document_rows(self, batch: Batch) -> Tensor:
+        """[B, L, dim], stored or projected, not normalised."""
+        return batch["rows"] if "rows" in batch else self.text.project(self.states(batch))
 
     def _tokens(self, rows: Tensor, counts: Tensor) -> TokenBatch:
         what = Rows(("text",) * rows.shape[1], torch.arange(rows.shape[1]))
@@ -231,11 +243,17 @@ class ColBERT(nn.Module):
 
     # ---- frozen trunk states
 
+    def _finished(self, side: str) -> bool:
+        """Whether a document's rows themselves are stored: neither the trunk nor the projection trains."""
+        return side == "document" and {"text", "linear"} <= self._frozen
+
     def frozen_text_key(self, side: str) -> dict | None:
-        """What the frozen trunk's states of one side depend on; None when the trunk trains."""
+        """What the frozen trunk's states (or a document's finished rows) depend on; None when the trunk trains."""
         if "text" not in self._frozen:
             return None
         options = self.options()
+        if self._finished(side):
+            return {**self.identity(), "kind": "text rows, document", "dtype": "float16"}
         length = options.doc_maxlen if side == "document" else options.query_maxlen
         return {
             "kind": f"text states, {side}",
@@ -252,12 +270,15 @@ class ColBERT(nn.Module):
 
     @torch.no_grad()
     def text_states(self, side: str, texts: Sequence[str]) -> list[Tensor]:
-        """Trunk states, one [n, h] tensor per text: attended rows of a document, all rows of a query."""
+        """Trunk states, one [n, h] tensor per text: attended rows of a document, all rows of a query. Where nothing
+        trains on the way to a document's rows, these: [n, dim] unit rows that are stored."""
         device = self.text.linear.weight.device
         ids, mask = (t.to(device) for t in self.tokenize(side, texts))
-        states = self.text.states(ids, mask)
+        states = self.text.states(ids, mask, only_attended=side == "document")
         if side == "query":
             return list(states)
+        if self._finished(side):
+            return self._tokens(self.text.project(states), self._keep(ids)).unpad()
         return [s[m.bool()] for s, m in zip(states, mask)]
 
     # ---- identity and files

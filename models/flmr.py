@@ -333,7 +333,7 @@ class FLMR(SeesImages, colbert.ColBERT):
         drop = has_image & (~batch["has_text"] if "text" in wanted else True)
         if "text" in wanted or not bool(has_image.all()):
             keep = batch["keep"] & ~drop[:, None] if parts else batch["keep"]
-            parts.append(("text", self.text.project(self.states(batch)) * keep.unsqueeze(-1), keep))
+            parts.append(("text", self.document_rows(batch) * keep.unsqueeze(-1), keep))
         return parts
 
     # ---- frozen trunk states, identity and files

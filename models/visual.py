@@ -239,7 +239,7 @@ class VisualColBERT(SeesImages, colbert.ColBERT):
         # Beside an image an absent text has nothing to say. Without one its markers are the document, as in ColBERT.
         drop = (batch.image_counts > 0) & ~batch["has_text"]
         keep = batch["keep"] & ~drop[:, None]
-        text = self.text.project(self.states(batch)) * keep.unsqueeze(-1)
+        text = self.document_rows(batch) * keep.unsqueeze(-1)
         ids, mask = (t.to(text.device) for t in self.prompt())
         states = self.text.states(ids, mask)
         prompt = (states, self.text.project(states), mask.bool())

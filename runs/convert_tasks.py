@@ -34,7 +34,7 @@ def arguments():
     made.add_argument("--n_bits", type=int, default=2, help="bits per dimension of the index (%(default)s)")
     made.add_argument("--n_ranks", type=int, help="of the originals; here torchrun or --shard divide the work")
     made.add_argument("--index", help="its folder (default experiments/infoseek/indexes/infoseek.nbits=<n_bits>)")
-    made.add_argument("--batch_size", type=int, default=64, help="responses that are encoded and searched at once")
+    made.add_argument("--batch_size", type=int, default=256, help="responses that are encoded and searched at once")
     made.add_argument(
         "--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"],
         help="of the encoder; auto: fp16 on CUDA, fp32 elsewhere",

@@ -5,7 +5,8 @@
 
 Of the first --topk passages, those that hold an answer (or are the answer) are left out; with fewer than --least left,
 the list is topped up from its end. The records of the split's file are written again with negs (texts), neg_ids and
-neg_scores: give that file as data.path and set data.hard_negatives. Index first: python -m runs.run_indexer.
+neg_scores: give that file as data.path and set data.hard_negatives. Where a split is no such file, they are records
+of data.name: vid2r. Index first: python -m runs.run_indexer.
 """
 
 from __future__ import annotations

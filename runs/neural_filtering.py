@@ -37,7 +37,7 @@ def arguments(prog: str = "python -m runs.neural_filtering", doc: str | None = N
     made.add_argument("--image_dir", help="also skip conversations whose image file is not in this folder")
     made.add_argument("--n_bits", type=int, default=2, help="bits per dimension of the index (%(default)s)")
     made.add_argument("--n_ranks", type=int, help="of the originals; here torchrun or --shard divide the work")
-    made.add_argument("--batch_size", type=int, default=64, help="texts that are encoded and searched at once")
+    made.add_argument("--batch_size", type=int, default=256, help="texts that are encoded and searched at once")
     made.add_argument(
         "--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"],
         help="of the encoder; auto: fp16 on CUDA, fp32 elsewhere",

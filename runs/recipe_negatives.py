@@ -139,13 +139,23 @@ def mine(mining: Mining, work: recipe.Work, topk: int, least: int, rules: str, b
             counts["topped up"] += worker.topk - row["answers"] < least
             counts["fewer than asked for"] += len(negatives) < least
             counts["negatives"] += len(negatives)
-            record = own.get(query.id, {"id": query.id, "question": query.text})
+            record = own.get(query.id) or plain_record(mining, query)
             yield {**record, "negs": [d.text for d in negatives], "neg_ids": row["neg_ids"],
                    "neg_scores": row["neg_scores"]}  # fmt: skip
 
     done = work.finish(rows(), lambda: counts)
     recipe.say([*(f"{key}: {value}" for key, value in done.items() if isinstance(value, int)), f"saved: '{work.out}'"])
     return done
+
+
+def plain_record(mining: Mining, query: Query) -> dict[str, Any]:
+    """A query whose split is not a file of records, as a record that ``data.name: vid2r`` reads."""
+    record: dict[str, Any] = {"id": query.id, "question": query.text}
+    if query.images:
+        record["image"] = query.images[0].path or query.images[0].id
+    answer = next((id_ for id_, grade in mining.qrels.get(query.id, {}).items() if grade > 0), None)
+    document = None if answer is None else mining.document(answer)
+    return record if document is None else {**record, "document": document.text}
 
 
 def source_records(mining: Mining) -> dict[str, dict]:

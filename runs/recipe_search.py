@@ -23,8 +23,11 @@ from core.tokens import TokenBatch
 MANY = 1_000_000
 """Texts from which on the index takes more centroids than its default (docs/scaling.md)."""
 
-GROUP = 16
-"""Texts of like length that are encoded together, of one batch."""
+GROUP, GROUPS = 16, {"cuda": 128}
+"""Texts of like length that are encoded together, of one batch: a CPU wants little padding, a GPU many."""
+
+PASSAGES = 64
+"""Passages that are encoded together for the index, at most."""
 
 FEW = 10
 """Results up to which the index's quick search is enough."""
@@ -58,7 +61,9 @@ class Searcher:
         options = {"nbits": n_bits} | ({"max_centroids": 1 << 18} if len(corpus) >= MANY else {})
         self.device = next(self.retriever.parameters()).device
         self.precision = encoding_precision(precision, self.device)
-        self.section = IndexSection(name="auto", batch_size=batch_size, precision=self.precision, options=options)
+        self.group = GROUPS.get(self.device.type, GROUP)
+        size = min(batch_size, PASSAGES)
+        self.section = IndexSection(name="auto", batch_size=size, precision=self.precision, options=options)
         self.encode = query_encoder(self.retriever)
 
     def build(self) -> None:
@@ -85,13 +90,15 @@ class Searcher:
         """One ranking per text; None for a blank one."""
         asked = [i for i, text in enumerate(texts) if text.strip()]
         out: list[Ranking | None] = [None] * len(texts)
-        asked.sort(key=lambda i: len(texts[i]))  # little padding in each group
         if not asked:
             return out
+        pieces = self.retriever.tokenizer.tokenizer([texts[i] for i in asked], verbose=False)["input_ids"]
+        tokens = {i: len(found) for i, found in zip(asked, pieces, strict=True)}
+        asked.sort(key=tokens.__getitem__)  # little padding in each group
         with autocast(self.device, self.precision):  # one for all groups: it casts the weights once
             rows = TokenBatch.cat(
-                [self.encode([Query(str(i), texts[i]) for i in asked[at : at + GROUP]])
-                 for at in range(0, len(asked), GROUP)]
+                [self.encode([Query(str(i), texts[i]) for i in asked[at : at + self.group]])
+                 for at in range(0, len(asked), self.group)]
             )  # fmt: skip
         if not bool(rows.embeddings.isfinite().all()):
             raise UserError(

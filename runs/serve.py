@@ -9,8 +9,10 @@ Then open http://127.0.0.1:8024. docs/serving.md has the interface, the limits a
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import sys
 from collections.abc import Sequence
 
 from core.cli import main
@@ -66,6 +68,7 @@ def run(argv: Sequence[str]) -> None:
     pixels = int(args.max_megapixels * 1e6)
     limits = Limits(int(args.max_mb * 1e6), pixels, args.queue, args.batch, args.timeout)
     listening = listen(args.host, args.port)  # before the model is loaded
+    give_back_memory()
     engine, data = open_engine(args)
     app = make_app(engine, limits, token, args.allow_origin, examples(data, args.split))
     host = f"[{args.host}]" if ":" in args.host else args.host
@@ -94,6 +97,17 @@ def listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen at {host}:{port} ({reason}); give another --host or --port.") from None
     return made
+
+
+def give_back_memory() -> None:
+    """Blocks of 1 MB and more return to the system as soon as they are free.
+
+    By itself glibc raises that limit to the largest block freed so far. The tensors of batches of ever other sizes then
+    leave holes in its heap: 2 % more memory at the 2,000th request than at the 1,000th.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h
 
 
 def examples(data, split: str | None, count: int = 12) -> list:

@@ -3,7 +3,8 @@
 #   bash scripts/make_pretraining_data.sh
 #   NPROC=4 TEMPLATE=legacy-mire RULES=legacy-mire bash scripts/make_pretraining_data.sh
 #   bash scripts/make_pretraining_data.sh --check
-# Environment: DATA (conversation files), COLBERT, KB, OUT (folder), IMAGES, RULES, TEMPLATE, NPROC (processes).
+# Environment: DATA (conversation files), COLBERT, KB, OUT (folder), IMAGES, RULES, TEMPLATE, NPROC (processes),
+# PRECISION (of the encoder: auto, fp32, fp16, bf16).
 # Run it again and it reuses what is complete; kill it and the next run goes on where it was.
 source "$(dirname "$0")/env.sh"
 install requirements.txt
@@ -15,6 +16,7 @@ COLBERT=${COLBERT:-ckpts/colbertv2.0}
 KB=${KB:-data/wiki/Wiki6M_ver_1_0.jsonl}
 RULES=${RULES:-clean}
 TEMPLATE=${TEMPLATE:-clean}
+PRECISION=${PRECISION:-auto}
 NPROC=${NPROC:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)}
 [ "$NPROC" -ge 1 ] || NPROC=1
 launch=(python)
@@ -28,9 +30,11 @@ esac
 echo "== conversations to pairs"
 # shellcheck disable=SC2086 (several files)
 "${launch[@]}" -m runs.neural_filtering --data_paths $DATA --colbert_ckpt "$COLBERT" --rules "$RULES" \
+  --precision "$PRECISION" \
   --save_path "$OUT/vid2r_wo_conversion.json" ${check[@]+"${check[@]}"}
 echo "== responses to passages"
 "${launch[@]}" -m runs.convert_tasks --data_path "$OUT/vid2r_wo_conversion.json" --colbert_ckpt "$COLBERT" \
-  --db_pool "$KB" --indexing --template "$TEMPLATE" --save_path "$OUT/ViD2R.json" ${check[@]+"${check[@]}"}
+  --db_pool "$KB" --indexing --template "$TEMPLATE" --precision "$PRECISION" \
+  --save_path "$OUT/ViD2R.json" ${check[@]+"${check[@]}"}
 echo "== statistics"
 python -m runs.dataset_stats "$OUT/ViD2R.json" ${IMAGES:+--image_dir "$IMAGES"} ${check[@]+"${check[@]}"}

@@ -21,10 +21,13 @@ class Batcher:
 
     An item that finds the thread idle starts at once, so that a single client never waits for company. While clients
     come in numbers (the batch before had several items), the thread gives as many the chance to come back: it waits for
-    them, ``wait`` seconds at most. A cancelled Future costs nothing.
+    them, ``wait`` seconds at most. A cancelled Future costs nothing until its batch begins. At the pace of the batch
+    before, a batch takes ``longest`` seconds at most: a slow machine does not compute for a whole crowd that has left.
     """
 
-    def __init__(self, work: Callable[[Hashable, list], Sequence[Any]], size: int = 32, wait: float = 0.005) -> None:
+    def __init__(
+        self, work: Callable[[Hashable, list], Sequence[Any]], size: int = 32, wait: float = 0.005, longest: float = 2.0
+    ) -> None:
         """work(key, items) -> one result per item. size: items in a batch at most."""
         if size < 1 or wait < 0:
             raise UserError(
@@ -32,6 +35,7 @@ class Batcher:
             )
         self.size, self.wait, self._work = size, wait, work
         self.batches = self.items = 0
+        self.longest, self._pace = longest, 0.0  # seconds of a batch; of an item of the batch before
         self._queue: deque[tuple[Hashable, Any, Future]] = deque()
         self._changed = Condition()
         self._closed = False
@@ -71,7 +75,9 @@ class Batcher:
             last = len(items)
             self.batches += 1
             self.items += last
+            begin = time.monotonic()
             self._answer(key, items, futures)
+            self._pace = (time.monotonic() - begin) / last
             del batch, items, futures  # an idle server holds nobody's picture
 
     def _take(self, company: int) -> tuple[Hashable, list, list[Future]] | None:
@@ -79,8 +85,9 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)
+                most = min(self.size, max(1, int(self.longest / self._pace))) if self._pace else self.size
                 if company > 1 and not self._closed:
-                    enough = min(company, self.size)
+                    enough = min(company, most)
                     until = time.monotonic() + self.wait
                     while len(self._queue) < enough and not self._closed:
                         if not self._changed.wait(max(0.0, until - time.monotonic())):
@@ -90,7 +97,7 @@ class Batcher:
                 key = self._queue[0][0]
                 chosen, kept = [], []
                 for entry in self._queue:
-                    (chosen if entry[0] == key and len(chosen) < self.size else kept).append(entry)
+                    (chosen if entry[0] == key and len(chosen) < most else kept).append(entry)
                 self._queue = deque(kept)
             wanted = [(item, future) for _, item, future in chosen if future.set_running_or_notify_cancel()]
             if wanted:

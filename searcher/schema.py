@@ -25,7 +25,7 @@ class Sent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Search(Sent):
+class Asking(Sent):
     """A question, an image, or both."""
 
     question: str = Field("", max_length=MAX_QUESTION, description="may be empty when there is an image")
@@ -34,7 +34,6 @@ class Search(Sent):
         description="JPEG, PNG, WebP or GIF; base64 in JSON, a file in multipart",
         json_schema_extra={"contentEncoding": "base64"},
     )
-    k: int = Field(10, ge=1, le=MAX_K, description="how many passages")
 
     @field_validator("question")
     @classmethod
@@ -46,7 +45,11 @@ class Search(Sent):
         return value
 
 
-class Explain(Search):
+class Search(Asking):
+    k: int = Field(10, ge=1, le=MAX_K, description="how many passages")
+
+
+class Explain(Asking):
     """The same query, and the documents to give reasons for."""
 
     documents: list[str] = Field(min_length=1, max_length=MAX_WHY, description="ids of passages")
@@ -107,7 +110,7 @@ class Reasons(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "stopping"]
+    status: Literal["ok"]
     waiting: int
     answered: int
     batches: int

@@ -168,6 +168,30 @@ def test_frozen_states_give_the_same_vectors(model, tmp_path):
         assert torch.allclose(plain.embeddings, stored.embeddings, atol=5e-3)
 
 
+def test_documents_that_nothing_trains_are_stored_as_their_rows(model):
+    class States:
+        def get(self, side, texts):
+            return [s.half() for s in model.text_states(side, texts)]
+
+    model.freeze([*model.config.frozen, "text"])
+    states = model.frozen_text_key("document")
+    model.freeze([*model.config.frozen, "text", "linear"])
+    key = model.frozen_text_key("document")
+    assert key != states and model.frozen_text_key("query") != key
+    records = tiny.documents()
+    with torch.no_grad():
+        batch = model.collate_documents(records, states=States())
+        stored, plain = model.encode_documents(batch), model.encode_documents(model.collate_documents(records))
+        again = model.encode_documents(batch.select([2, 0]))
+    assert "ids" not in batch and batch["rows"].shape[-1] == model.config.dim
+    for a, b in zip(stored.unpad(), plain.unpad(), strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+    assert torch.equal(again.embeddings, stored.embeddings[[2, 0]])
+    with torch.no_grad():
+        model.text.linear.weight.mul_(1.5)
+    assert model.frozen_text_key("document") != key
+
+
 def test_a_checkpoint_of_another_family_is_refused(model, name, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     for other in set(NAMES) - {name}:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent import futures
+from types import SimpleNamespace
 
 import pytest
 
 from core.errors import UserError
+from searcher import batching
 from searcher.batching import Batcher, Closed
 
 
@@ -31,7 +33,7 @@ class Work:
 def held():
     """(batcher, work) with the thread busy on a first item, so that what comes waits."""
     work = Work()
-    batcher = Batcher(work, size=3, wait=0)
+    batcher = Batcher(work, size=3, wait=0, longest=3600)  # however long it is held
     first = batcher.submit("a", 0)
     assert work.entered.acquire(timeout=20)
     yield batcher, work, first
@@ -56,6 +58,25 @@ def test_the_fault_of_one_is_not_the_others(held):
     assert (good.result(20), fine.result(20)) == (2, 6)
     with pytest.raises(ValueError, match="minus one"):
         bad.result(20)
+
+
+def test_a_slow_machine_takes_small_batches(monkeypatch):
+    """Where an item takes half of the longest time, two go into a batch."""
+    work, now = Work(), [0.0]
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slow(key, items):
+        now[0] += len(items)
+        return work(key, items)
+
+    batcher = Batcher(slow, size=3, wait=0, longest=2)
+    first = batcher.submit("a", 0)
+    assert work.entered.acquire(timeout=20)
+    found = [batcher.submit("a", i) for i in range(1, 6)]
+    work.free.set()
+    assert [f.result(20) for f in [first, *found]] == [0, 2, 4, 6, 8, 10]
+    assert [items for _, items in work.calls] == [[0], [1, 2], [3, 4], [5]]
+    batcher.close()
 
 
 def test_who_left_is_not_computed(held):
@@ -91,7 +112,7 @@ def test_closing_does_not_wait_for_ever(held):
 def test_one_alone_never_waits_for_company_and_a_crowd_does():
     work = Work()
     work.free.set()
-    batcher = Batcher(work, size=8, wait=3600)  # whoever waited for the clock would not return here
+    batcher = Batcher(work, size=8, wait=3600, longest=3600)  # whoever waited for the clock would not return here
     try:
         assert [batcher.submit("a", i).result(20) for i in (1, 2, 3)] == [2, 4, 6]
         work.free.clear()

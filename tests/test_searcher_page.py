@@ -367,4 +367,5 @@ def test_the_page_of_the_interface(chromium, base):
     with opened(chromium, base + "docs") as (page, seen):
         page.wait_for_selector("section table")
         assert {"/search", "/explain", "/upload"} <= set(page.locator("h2 code").all_inner_texts())
-        assert "searchText" in page.inner_text("main") and not seen.errors
+        names = set(page.locator("td code").all_inner_texts())
+        assert {"searchText", "documents", "results[].rank", "timings.encode_ms"} <= names and not seen.errors

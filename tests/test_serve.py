@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from core.errors import UserError
 from core.records import Query
 from runs import serve
 from runs.searching import QUICKSTART
+from searcher import app
 from tests.searcher_case import encoded
 from tests.test_pipeline import finished, make_config  # noqa: F401 (a fixture)
 
@@ -167,6 +170,15 @@ def test_examples_come_from_all_over_a_split():
     assert len(serve.examples(data, "dev")) == 3
     with pytest.raises(UserError, match="--split nothing: this data set has train, dev, test"):
         serve.examples(data, "nothing")
+
+
+def test_its_page_names_every_option_and_route():
+    text = (Path(__file__).parent.parent / "docs" / "serving.md").read_text(encoding="utf-8")
+    options = {option for action in serve.arguments()._actions for option in action.option_strings} - {"-h", "--help"}
+    assert not [option for option in options if f"`{option}" not in text]
+    found = set(re.findall(r"app\.(?:get|post)\(\s*\"(/[a-z]*)", inspect.getsource(app))) - {"/", "/static/"}
+    assert found >= {"/search", "/explain", "/upload", "/health"}
+    assert not [route for route in found if route not in text]
 
 
 def test_the_demo_script():

@@ -322,6 +322,32 @@ def test_sentmire_is_mire_on_such_a_tower(policy, tmp_path):
             torch.testing.assert_close(whole.unpad()[i], alone.unpad()[0], rtol=1e-4, atol=1e-5)
 
 
+def test_texts_of_about_one_length_go_through_the_trunk_together(tmp_path):
+    """The same states and gradients with less padding; positions nobody attends to are nobody's concern."""
+    model = tiny.retriever("colbert", tmp_path)
+    lengths = [3, 90, 4, 88, 5, 30, 3, 28, 4, 5, 3, 6]
+    mask = (torch.arange(90)[None] < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(7, 60, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    shapes = []
+    model.text.trunk.register_forward_pre_hook(
+        lambda *a: shapes.append(tuple(a[2]["input_ids"].shape)), with_kwargs=True
+    )
+
+    def run(only_attended):
+        model.zero_grad()
+        states = model.text.states(ids, mask, only_attended) * mask[:, :, None]
+        states.pow(3).sum().backward()
+        return states.detach(), {n: p.grad for n, p in model.text.trunk.named_parameters() if p.grad is not None}
+
+    (whole, wanted), (parts, found) = run(False), run(True)
+    assert shapes[0] == (12, 90) and len(shapes) > 2
+    assert sum(rows for rows, _ in shapes[1:]) == 12 and sum(n * m for n, m in shapes[1:]) < 0.6 * 12 * 90
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert wanted.keys() == found.keys()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max()) + 1e-6)
+
+
 def test_cached_states_equal_computed_ones(tmp_path):
     folder = tiny_towers.pylate(tmp_path / "text")
     model = tiny.retriever("colbert", tmp_path / "t", text_tower=str(folder), frozen=["text"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from core.errors import UserError
 from tests.conftest import FULL
 from tests.test_training_loop import quick, same_weights, settings  # noqa: F401 (a fixture)
 from tests.toy import ToyDataset, ToyRetriever
-from training import checkpoint
+from training import checkpoint, parallel
 from training.batches import Order
 from training.loop import fit
 from training.objective import Contrastive
@@ -131,6 +134,30 @@ def test_a_first_checkpoint_without_room_says_that_there_is_none(tmp_path, no_ro
     no_room |= {"at": 2, "size": 100}
     with pytest.raises(UserError, match=r"could not be written.*there is none yet"):
         fit(ToyRetriever(), ToyDataset(), settings(tmp_path, save_every=2, steps=6))
+
+
+# ---- signals
+
+
+def test_one_sigterm_passed_on_twice_is_one_and_a_later_one_is_meant(monkeypatch):
+    """A scheduler signals torchrun and its processes, and torchrun signals them too."""
+    asked, clock = [], [100.0]
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: clock[0])
+    stopped = []
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    try:
+        with parallel.on_signal(lambda: asked.append(1)):
+            for wait in (0, 1, 5, 20):
+                clock[0] += wait
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert len(asked) == 1 and len(stopped) == (wait == 20)
+        with parallel.on_signal(lambda: asked.append(1)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ---- kills at any moment

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
+from dataset import vid2r
 from dataset.vid2r_passages import lead
 from runs import (
     convert_tasks,
@@ -97,6 +98,17 @@ def test_responses_become_passages_with_where_they_come_from(tmp_path, tower, re
     other = tiny.text_tower(tmp_path / "other", positions=512, seed=1)
     with pytest.raises(UserError, match="another checkpoint"):
         converted(tmp_path / "c.json", responses, base, "--colbert_ckpt", other, "--limit", 20)
+
+
+def test_responses_are_encoded_in_the_precision_that_is_asked_for(tmp_path, tower, responses):
+    base, scores = knowledge_base(tmp_path / "kb.jsonl"), {}
+    for precision in ("fp32", "bf16"):
+        flags = ["--colbert_ckpt", tower, "--limit", 20, "--precision", precision]
+        records, _ = converted(tmp_path / f"{precision}.json", responses, base, *flags)
+        scores[precision] = [record["kb_scores"][0] for record in records]
+    assert scores["fp32"] != scores["bf16"] and scores["bf16"] == pytest.approx(scores["fp32"], rel=0.02)
+    with pytest.raises(UserError, match="made otherwise"):
+        converted(tmp_path / "fp32.json", responses, base, *flags)
 
 
 def test_converted_shards_and_kills_end_with_the_same_bytes(tmp_path, words, responses):
@@ -264,10 +276,26 @@ def test_sample_hard_negative_by_its_original_flags(tmp_path, tower, colours, mo
         sample_hard_negative.run(["--anno_file", "x", "--all_blocks_file", "y"])
 
 
+def test_negatives_of_a_data_set_without_a_file_of_records(tmp_path, tower):
+    """FlagFacts: what is written is ViD2R's format."""
+    (tmp_path / "run.yaml").write_text(
+        f"run: {{out: {tmp_path / 'run'}, device: cpu}}\ndata: {{name: flagfacts, modality: question, limit: 3, "
+        f"root: {ROOT / 'data' / 'flagfacts'}}}\nmodel: {{name: colbert, text_tower: {tower}, dim: 16}}\n"
+        "index: {name: exact}\ntrain: {steps: 1}\n"
+    )
+    config = ["--config_path", str(tmp_path / "run.yaml"), "--checkpoint", str(tower)]
+    run_indexer.run(config)
+    mine_negatives.run([*config, "--save_path", str(tmp_path / "n.json"), "--topk", "12", "--least", "4"])
+    data = vid2r.build(vid2r.Config(path=str(tmp_path / "n.json"), valid_samples=1, hard_negatives=4))
+    rows = json.loads((ROOT / "data" / "flagfacts" / "train.json").read_text())[:3]
+    told = {row["question"]: row["document"] for row in rows}
+    for example in data.examples("train", 0, 0):
+        assert example.positive.text == told[example.query.text]
+        assert len(example.negatives) == 4 and told[example.query.text] not in [d.text for d in example.negatives]
+
+
 def test_records_with_negatives_train(tmp_path):
     """Both kinds of negs, texts and records, are what data.hard_negatives draws from."""
-    from dataset import vid2r
-
     rows = [{"id": str(i), "question": "q", "document": f"d{i}", "negs": [f"n{i}", {"id": "x", "document": f"m{i}"}]}
             for i in range(4)]  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(rows))

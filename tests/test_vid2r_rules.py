@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -317,3 +318,20 @@ def test_near_duplicates_are_found_and_others_are_not():
     assert all(abs(found[pair] - planted[pair]) < 0.2 for pair in planted)
     assert near_duplicates.similarity("one two three", "four five six") == 0
     assert near_duplicates.alike(near_duplicates.signatures(["a b", "a b", "c"])) == {(0, 1): 1.0}
+
+
+def test_estimated_similarities_are_those_of_the_texts():
+    """Texts that share some of their runs: the estimate follows the truth, and few that are below it are reported."""
+    rng = random.Random(5)
+    vocabulary = [f"word{i}" for i in range(500)]
+    truth, estimate = [], []
+    for shared in range(4, 60, 2):
+        common = rng.choices(vocabulary, k=shared)
+        one, two = (" ".join(common + rng.choices(vocabulary, k=60 - shared)) for _ in range(2))
+        marks = near_duplicates.signatures([one, two])
+        truth.append(near_duplicates.similarity(one, two))
+        estimate.append(float((marks[0] == marks[1]).mean()))
+        if truth[-1] < 0.5:
+            assert not near_duplicates.alike(marks)
+    errors = np.array(estimate) - truth
+    assert abs(errors.mean()) < 0.05 and np.sqrt((errors**2).mean()) < 0.12 and np.corrcoef(truth, estimate)[0, 1] > 0.9

@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from core import distributed
 from core.errors import UserError
 from core.files import atomic_folder, read_json, sha256, write_json
 from core.protocols import Retriever
+from training import sharding
 
 FORMAT = 1
 
@@ -49,12 +51,13 @@ def save(
     provenance: dict | None = None,
     keep: int = 2,
     best: dict | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the checkpoint of ``step``, then the pointers, then remove old ones. Every process calls it.
 
     state: tensors and plain containers. best: {"step", "metric", "value"} of the best so far, None when unmeasured.
-    The ``keep`` newest up to ``step`` and the best stay. Errors: UserError on every process when it cannot be written
-    (a full disk, say); what was there before is whole then.
+    The ``keep`` newest up to ``step`` and the best stay. also: writes more into the folder. Errors: UserError on every
+    process when it cannot be written (a full disk, say); what was there before is whole then.
     """
     rng = distributed.gather_objects(rng_state())
     path = folder(out, step)
@@ -63,6 +66,8 @@ def save(
         try:
             with atomic_folder(path) as tmp:
                 retriever.save_pretrained(tmp, {"step": step, **(provenance or {})})
+                if also is not None:
+                    also(tmp)
                 torch.save({"format": FORMAT, "step": step, "rng": rng, **state}, tmp / "loop.pt")
                 write_json(tmp / "files.json", _listing(tmp))
             write_json(path.parent / "latest.json", {"step": step, "folder": path.name})
@@ -117,8 +122,15 @@ def clean(out: str | Path) -> None:
 
 def restore_weights(retriever: Retriever, path: Path) -> None:
     """Copy a checkpoint's weights into ``retriever``, in place, so optimizers keep their parameters."""
-    saved = type(retriever).from_pretrained(path)  # type: ignore[attr-defined]
-    retriever.load_state_dict(saved.state_dict())  # type: ignore[attr-defined]
+    saved = type(retriever).from_pretrained(path).state_dict()  # type: ignore[attr-defined]
+    own = retriever.state_dict()  # type: ignore[attr-defined]
+    if own.keys() != saved.keys():
+        raise UserError(
+            f"'{path}' holds other weights ({sorted(own.keys() ^ saved.keys())[:3]}); give another run.out."
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(sharding.like(saved[name], tensor))
 
 
 def rng_state() -> dict[str, Any]:

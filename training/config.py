@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from core.config import Strict
+from training.lora import Lora
 
 
 class Config(Strict):
@@ -61,6 +62,10 @@ class Config(Strict):
         "the longest of their unit; with grad_cache its units are cut by both limits; null: all padded to the longest",
     )
 
+    lora: Lora | None = Field(
+        None, description="{r, alpha, dropout, targets, towers}: low-rank adapters learn in place of a tower's weights"
+    )
+
     # Optimizer: AdamW, betas (0.9, 0.999), eps 1e-8.
     lr: float = Field(1e-5, gt=0, description="peak learning rate")
     lr_scale: dict[str, float] = Field(
@@ -74,6 +79,12 @@ class Config(Strict):
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps")
     checkpoint_activations: bool = Field(
         False, description="layers of towers that train keep only their input and are computed again: memory for time"
+    )
+    compile: bool = Field(
+        False, description="torch.compile for the layers of the towers: faster steps after a minute or more of waiting"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: ddp = each holds the whole model; fsdp = each holds a slice of it"
     )
     find_unused: Literal["auto", "always"] = Field(
         "auto",
@@ -123,6 +134,8 @@ class Config(Strict):
             )
         if self.teacher_scores is not None and self.nways == 1:
             raise ValueError("teacher_scores say how a query's documents compare; set nways above 1")
+        if self.parallel == "fsdp" and (self.unit_tokens is not None or self.compile or self.lora is not None):
+            raise ValueError("parallel: fsdp goes without unit_tokens, compile and lora; unset these or take ddp")
         if any(factor < 0 for factor in self.lr_scale.values()):
             raise ValueError("lr_scale factors must not be negative")
         if self.steps is not None and self.warmup_steps >= self.steps:
@@ -134,11 +147,11 @@ class Config(Strict):
 CHANGEABLE = frozenset({
     "out", "resume", "steps", "epochs", "num_workers", "cache_text_states", "eval_every", "eval_first", "metric",
     "save_every", "keep", "log_every", "trackers", "project", "run_name", "device", "find_unused", "patience",
-    "max_bad_steps", "checkpoint_activations",
+    "max_bad_steps", "checkpoint_activations", "compile", "parallel",
 })
 # fmt: on
 """Keys that may differ when a run is resumed; any other difference is said aloud (see ``loop``)."""
 
-FIXED = ("split", "batch_size", "accumulation", "nways", "seed", "lr_scale", "memory")
+FIXED = ("split", "batch_size", "accumulation", "nways", "seed", "lr_scale", "memory", "lora")
 """Keys that decide which example comes when, which parameters go together and what a checkpoint remembers: a resumed
 run must not change them."""

@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.progress import progress
 from core.protocols import RetrievalDataset, Retriever, TextStates
 from core.visual import VisualSource
-from training import activations, checkpoint, grad_cache, meter, resuming
+from training import activations, checkpoint, compiling, grad_cache, lora, meter, resuming, sharding
 from training.bad_steps import BadSteps
 from training.batches import Collator, Order, TrainBatch, stream
 from training.config import Config
@@ -75,14 +75,15 @@ def fit(
     better when larger. tracker: made from the config when None. out: instead of ``config.out``. provenance: facts
     about data and run that every checkpoint carries; of its "config" the model and data sections and run.init must stay
     the same when a run goes on (see ``training.same_run``). Ctrl-C or SIGTERM: a checkpoint after the present step,
-    then a return with ``stopped``. Afterwards the retriever is in eval mode and stage. Errors: UserError, also for
+    then a return with ``stopped``. Afterwards the retriever is in eval mode and stage (with ``parallel: fsdp`` each
+    process still holds its slices: read the checkpoint). Errors: UserError, also for
     ``max_bad_steps`` steps in a row whose loss is not finite, and for a checkpoint that cannot be written.
     """
-    run = Run(retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance)
-    recompute = activations.recomputed(retriever) if config.checkpoint_activations else contextlib.nullcontext()
     try:
-        with on_signal(run.ask_to_stop), recompute:
-            return run.train()
+        with lora.adapted(retriever, config.lora, config.seed):
+            run = Run(retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance)
+            with on_signal(run.ask_to_stop):
+                return run.train()
     finally:
         retriever.stage = "eval"
         retriever.eval()
@@ -105,10 +106,20 @@ class Run:
         torch.manual_seed(config.seed + distributed.rank())  # dropout differs between ranks, the order does not
         self.objective = objective or from_config(config)
         self.module = StepModule(retriever.to(self.device), self.objective.to(self.device))
+        self.sharded = config.parallel == "fsdp" and distributed.world() > 1
+        if self.sharded:
+            if trainable(self.objective):
+                raise UserError("train.parallel: fsdp cannot share an objective's own parameters; set it to ddp.")
+            sharding.shard(retriever, self.device)
         self.named = trainable(retriever, self.objective)
         if not self.named:
             raise UserError("nothing trains: every parameter is frozen; take a part out of model.frozen.")
+        self.base = None if config.lora is None else lora.digest(retriever)
         self.optimizer = optimizer(param_groups(self.named, config), config.lr, self.device)
+        if config.checkpoint_activations:
+            activations.check(retriever)
+        if config.compile:
+            compiling.check(self.device)
         self.order = Order(dataset, config.split, config.batch_size, config.nways, config.seed)
         teacher = None if config.teacher_scores is None else TeacherScores(config.teacher_scores)
         limits = config.grad_cache, config.unit_tokens
@@ -148,12 +159,12 @@ class Run:
         first = next(stream(self.collator, 0, 1))  # faults of the data show before anything long begins
         resuming.take_up(self)
         self.tracker.resume(self.step)
-        if self.step == 0 and self.config.eval_first:
-            self._validate()
         train_mode(self.module)
         self.meter.flops = Flops(self.retriever, first, self.device, self.config.precision)
-        model = wrap(self.module, self.device, distributed.world() > 1 and self._find_unused(first))
-        with self._bar() as bar:
+        if self.step == 0 and self.config.eval_first:
+            self._validate()
+        with self._bar() as bar, self._changed_layers():
+            model = self._parallel(first)
             for micro in self._steps():
                 with phase("step"):
                     began = time.perf_counter()
@@ -165,6 +176,16 @@ class Run:
         self.tracker.finish()
         early, cut = self._is_enough(), self.step < self.total
         return Outcome(self.step, self.total, cut and not early, self.best, self.saved, cut and early, self.bad.total)
+
+    @contextlib.contextmanager
+    def _changed_layers(self) -> Iterator[None]:
+        """The towers' layers compiled and their activations dropped, as asked for."""
+        config, nothing = self.config, contextlib.nullcontext()
+        with (
+            compiling.compiled(self.retriever) if config.compile else nothing,
+            activations.recomputed(self.retriever) if config.checkpoint_activations else nothing,
+        ):
+            yield
 
     def _bar(self) -> contextlib.AbstractContextManager:
         if not distributed.is_main():
@@ -255,7 +276,7 @@ class Run:
         norm = torch.nn.utils.get_total_norm(grads)
         if self.config.clip is not None:
             torch.nn.utils.clip_grads_with_norm_([p for _, p in self.named], self.config.clip, norm)
-        return float(norm)
+        return float(sharding.whole(norm))
 
     def _bookkeeping(self, numbers: dict[str, float], seconds: float, bar: Any) -> None:
         config, done = self.config, self.step == self.total
@@ -273,6 +294,11 @@ class Run:
         if due or (save_every and self.step % save_every == 0):
             with phase("checkpoint"):
                 resuming.save(self)
+
+    def _parallel(self, first: TrainBatch) -> nn.Module:
+        if self.sharded or distributed.world() == 1:
+            return self.module
+        return wrap(self.module, self.device, self._find_unused(first))
 
     def _find_unused(self, batch: TrainBatch) -> bool:
         if self.config.find_unused == "always" or self.config.grad_cache is not None:

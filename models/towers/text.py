@@ -16,9 +16,11 @@ from models.keys.towers import match
 from models.towers.folders import assign, read_weights, resolve, tower_config
 from models.towers.multivector import modules_of, projection, trunk_folder
 
-
 GROUP_TOKENS = defaultdict(lambda: 4096, cpu=96)
 """How many tokens of padding one more pass through the trunk is worth: a GPU wants large batches."""
+
+FEW = 8
+"""Fewer texts are not divided."""
 
 
 class TextTower(nn.Module):
@@ -64,7 +66,9 @@ class TextTower(nn.Module):
                 f"a text has {ids.shape[1]} tokens, but the text tower has {self.positions} positions "
                 "(max_position_embeddings in its config.json); lower query_maxlen or doc_maxlen."
             )
-        groups = groups_by_length(mask.sum(1).tolist(), GROUP_TOKENS[mask.device.type]) if only_attended else []
+        groups = []
+        if only_attended and not self._is_sliced():
+            groups = groups_by_length(mask.sum(1).tolist(), GROUP_TOKENS[mask.device.type])
         if len(groups) < 2:
             return self.trunk(input_ids=ids, attention_mask=mask).last_hidden_state
         parts, order = [], torch.tensor([row for rows, _ in groups for row in rows], device=ids.device)
@@ -73,6 +77,10 @@ class TextTower(nn.Module):
             found = self.trunk(input_ids=ids[index, :length], attention_mask=mask[index, :length]).last_hidden_state
             parts.append(pad(found, (0, 0, 0, ids.shape[1] - length)))
         return torch.cat(parts)[order.argsort()]
+
+    def _is_sliced(self) -> bool:
+        """Whether processes share the weights (FSDP): then all of them must go through the trunk equally often."""
+        return any(hasattr(p, "placements") for p in self.trunk.parameters())
 
     def project(self, states: Tensor) -> Tensor:
         """[B, L, h] -> [B, L, dim], not normalised."""
@@ -83,6 +91,7 @@ def groups_by_length(lengths: Sequence[int], each: int, cuts: int = 16) -> list[
     """Rows in groups of about one length, and each group's longest: the fewest computed positions, where a group costs
     ``each`` positions more. Groups begin at one of ``cuts`` places in the order of length."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    cuts = cuts if len(order) >= FEW else 1
     ends = sorted({len(order) * k // cuts for k in range(1, cuts + 1)} - {0})
     best: dict[int, tuple[int, int]] = {0: (0, 0)}  # end -> (cost of all before it, where its group starts)
     for end in ends:

@@ -15,18 +15,23 @@ function kind(schema) {
   return (schema.type || "anything") + (schema.contentEncoding ? ", " + schema.contentEncoding : "");
 }
 function bounds(schema) {
-  const names = {minimum: "at least", maximum: "at most", maxLength: "letters at most", minItems: "items at least", maxItems: "items at most", default: "default"};
-  return Object.entries(names).filter(([k]) => schema[k] !== undefined && schema[k] !== null && schema[k] !== "").map(([k, v]) => v + " " + schema[k]).join(", ");
+  const names = {minimum: "at least #", maximum: "at most #", maxLength: "at most # letters", minItems: "at least #", maxItems: "at most #", default: "default #"};
+  return Object.entries(names).filter(([k]) => schema[k] !== undefined && schema[k] !== null && schema[k] !== "").map(([k, v]) => v.replace("#", schema[k])).join(", ");
 }
-function fields(parent, schema) {
+/* sent: whether clients must send what is required; of an answer everything is there. */
+function fields(parent, schema, schemas, sent) {
   const table = make("table", parent), top = make("tr", make("thead", table)), body = make("tbody", table);
   for (const name of ["field", "is", "means"]) make("th", top, name).scope = "col";
-  for (const [name, value] of Object.entries(schema.properties || {})) {
-    const line = make("tr", body), needed = (schema.required || []).includes(name);
-    make("code", make("td", line), name);
-    make("td", line, kind(value) + (needed ? ", required" : ""));
-    make("td", line, [value.description, bounds(value)].filter(Boolean).join("; "));
-  }
+  (function rows(one, before) {
+    for (const [name, value] of Object.entries(one.properties || {})) {
+      const line = make("tr", body), needed = sent && (one.required || []).includes(name);
+      const inner = schemas[(value.$ref || (value.items && value.items.$ref) || "").split("/").pop()];
+      make("code", make("td", line), before + name);
+      make("td", line, kind(value) + (needed ? ", required" : ""));
+      make("td", line, [value.description || (inner && inner.description), bounds(value)].filter(Boolean).join("; ").replaceAll("`", ""));
+      if (inner) rows(inner, before + name + (value.items ? "[]." : "."));
+    }
+  })(schema, "");
 }
 (async () => {
   const routes = document.getElementById("routes");
@@ -44,11 +49,14 @@ function fields(parent, schema) {
       const content = one.requestBody && one.requestBody.content;
       if (content) {
         make("p", card, "Send " + Object.keys(content).join(" or ") + ":", "soft");
-        fields(card, Object.values(content)[0].schema);
+        fields(card, Object.values(content)[0].schema, found.components.schemas, true);
       }
       const ok = one.responses["200"].content, answer = ok && ok["application/json"] && ok["application/json"].schema;
-      const named = answer && answer.$ref && found.components.schemas[kind(answer)];
-      if (named) { make("p", card, "Get " + kind(answer) + ":", "soft"); fields(card, named); }
+      const shape = answer && (answer.$ref ? answer : answer.items), named = shape && found.components.schemas[kind(shape)];
+      if (named) {
+        make("p", card, "Get " + kind(answer) + ": " + (named.description || "").replaceAll("`", ""), "soft");
+        fields(card, named, found.components.schemas, false);
+      }
       const others = Object.entries(one.responses).filter(([status]) => status !== "200");
       if (others.length) make("p", card, "Errors, {\"detail\": ...}: " + others.map(([s, r]) => s + " " + r.description).join(" "), "soft");
     }

@@ -177,8 +177,8 @@ async function toggle(entry, hit, more, why, text) {
     problem("The reasons could not be had: " + error.message);
   }
 }
-/* In one column the heat map stands with the reasons opened last, where a finger finds it; else beside them all. */
-function beside(why) { if (narrow.matches) why.prepend($("look")); }
+/* In one column the heat map stands among the reasons opened last, where a finger finds it; else beside them all. */
+function beside(why) { if (narrow.matches) why.querySelector(".passage").after($("look")); }
 function aside() { document.querySelector("main").append($("look")); }
 narrow.onchange = () => { if (!narrow.matches) aside(); };
 const PLAIN = new Set("this that these those what which where when with from have does there their they them here will would could should about into over such than then some many much most your".split(" "));
