@@ -191,7 +191,7 @@ def damaged(count: int) -> list[bytes]:
 def test_malformed_uploads_never_fail_inside(http):
     """Most are refused; a picture with some wrong bytes may still be one."""
     seen: dict[int, int] = {}
-    for data in damaged(2000 if FULL else 240):
+    for data in damaged(2000 if FULL else 140):
         for path, field in (("/upload", "file"), ("/search", "image")):
             status = http.post(path, files={field: file(data)}).status_code
             seen[status] = seen.get(status, 0) + 1

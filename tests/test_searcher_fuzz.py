@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.searcher_case import encoded, engine, examples, served
 
-COUNT = 400 if os.environ.get("FULL_TESTS") else 80
+COUNT = 400 if os.environ.get("FULL_TESTS") else 40
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
     response_headers_conformance, unsupported_method,
