@@ -11,7 +11,7 @@ and passages to 400 tokens, the tensor of all similarities, every tower run in e
 the longest passage with what is frozen taken out of memory, ours is training.loop.fit in bf16; sentence-transformers
 trains the text case in a virtual environment of its own. Same weights, same batches; the losses of the first batch are
 compared before any clock runs. Contestants take turns, each in its own process, and a ratio is the median over turns
-of their time / our time.
+of their time per query / ours; on a GPU whose memory does not hold a contestant's batch, half of it is tried.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def look_up(report: dict, args) -> None:
     """Measure what the device can do, keep the best so far (others may be busy on it), and each contestant's share."""
     from steps import cost
 
-    found = cost.ceiling(args.device, 0.05 if args.smoke else 1.0)
+    found = cost.ceiling(args.device, 0.05 if args.smoke else 1.0, quick=args.smoke)
     before = report.get("ceiling", {})
     report["ceiling"] = {name: max(value, before.get(name, 0.0)) for name, value in found.items()}
     best = max(report["ceiling"].values())
@@ -154,9 +154,16 @@ def look_up(report: dict, args) -> None:
 def show(report: dict) -> None:
     for case, found in report["cases"].items():
         print(f"\n{case}: first losses " + ", ".join(f"{k} {v:.4f}" for k, v in found["losses"].items()))
-        print("| | samples/s | s/step | GFLOP/step | MFU | peak GB |\n|---|---|---|---|---|---|")
+        print("| | batch | samples/s | s/step | GFLOP/step | MFU | peak GB |\n|---|---|---|---|---|---|---|")
         for name, one in found["arms"].items():
-            numbers = [one["samples_per_s"], one["step_s"], one["gflop_per_step"], one["mfu"], one["peak_gb"]]
+            numbers = [
+                one["batch"],
+                one["samples_per_s"],
+                one["step_s"],
+                one["gflop_per_step"],
+                one["mfu"],
+                one["peak_gb"],
+            ]
             print(f"| {name} | " + " | ".join(f"{x:.3g}" for x in numbers) + " |")
         if "quality" in found:
             print(f"after {found['quality']['samples']} samples: {found['quality']['dev']}")

@@ -1,4 +1,4 @@
-"""What the steps of ViD2R are worth: pre-train MIRe on its records after the text rules, + neural filter, + conversion.
+"""What the steps of ViD2R are worth: pre-train MIRe on its records with and without neural filter and conversion.
 
   python scripts/prepare_towers.py
   python scripts/build_triviawiki.py --fetch && python scripts/build_wikilens.py --fetch
@@ -26,9 +26,15 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-ARMS = {"rules": "text rules", "filtered": "+ neural filter", "converted": "+ conversion"}
+ARMS = {
+    "rules": "text rules", "filtered": "+ neural filter", "converted": "+ conversion",
+    "unfiltered": "text rules, conversion, no filter",
+}  # fmt: skip
 TEXT = "text only"
-PAIRS = (("filtered", "rules"), ("converted", "filtered"), ("converted", "rules"), ("converted", TEXT))
+PAIRS = (
+    ("filtered", "rules"), ("converted", "filtered"), ("converted", "rules"), ("unfiltered", "rules"),
+    ("converted", "unfiltered"), ("converted", TEXT),
+)  # fmt: skip
 DATA = {"flagfacts": (("test", "test_artwork"), "country"), "wikilens": (("test",), "concept")}
 """Test splits, and the fact of a query that makes it one observation with others."""
 
@@ -70,8 +76,9 @@ def records(out: Path, tower: Path, leads: str) -> dict[str, Path]:
     neural_filtering.run([*common, "--skip_neural", "--save_path", str(files["rules"])])
     text = ["--colbert_ckpt", str(tower), "--precision", "bf16", "--batch_size", "64", "--device", "cpu"]
     neural_filtering.run([*common, *text, "--save_path", str(files["filtered"])])
-    convert_tasks.run(["--data_path", str(files["filtered"]), *text, "--db_pool", leads, "--indexing", "--index",
-                       str(out / "kb_index"), "--save_path", str(files["converted"])])  # fmt: skip
+    for source, name in (("filtered", "converted"), ("rules", "unfiltered")):
+        convert_tasks.run(["--data_path", str(files[source]), *text, "--db_pool", leads, "--indexing", "--index",
+                           str(out / "kb_index"), "--save_path", str(files[name])])  # fmt: skip
     return files
 
 
@@ -230,7 +237,7 @@ def run(argv: Sequence[str]) -> None:
             write_json(results / f"{TEXT}-0.json", {"splits": judge(bare, show=False)})
     runs = {name: [read_json(p) for p in sorted(results.glob(f"{name}-*.json"))] for name in (TEXT, *ARMS)}
     found = report(runs, {TEXT: TEXT, **ARMS}, DATA, PAIRS, METRICS, MAIN)
-    counts = {arm: read_json(out / f"{arm}.counts.json") for arm in ARMS}
+    counts = {arm: read_json(out / f"{arm}.counts.json") for arm in ARMS if runs[arm]}
     write_json(out / "results.json", {"steps": args.steps, "counts": counts, **found["facts"]})
     (out / "table.md").write_text(found["table"], encoding="utf-8")
     print(found["table"])

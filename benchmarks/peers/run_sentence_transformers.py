@@ -46,10 +46,10 @@ class Peer:
         return {"tried": shown, "chosen": {"bf16": bf16, "mini_batch_size": mini_batch}}
 
     def loss(self) -> dict:
-        """Of the first batch, without dropout, by its own loss function."""
+        """Of the first examples, without dropout, by its own loss function."""
         import torch
 
-        columns = self._columns(0, self.given["batch"])
+        columns = self._columns(0, self.given["first"])
         tasks = ["query", *["document"] * (len(columns) - 1)]
         self.model.eval()
         with torch.no_grad():
@@ -63,7 +63,8 @@ class Peer:
             return {"loss": float(self._objective()(features))}
 
     def turn(self, turn: int, steps: int) -> dict:
-        return {"seconds": self._train(turn, steps + WARM)[WARM:], "flops": self.given["flops"][turn][:steps]}
+        seconds = self._train(turn, steps + WARM)[WARM:]
+        return {"seconds": seconds, "flops": self.given["flops"][turn][:steps], "batch": self.given["batch"]}
 
     def quality(self, steps: int, warmup: int, lr: float, projection_lr: float, out: str) -> dict:
         """Train from the start on the texts of "quality" and write the model's folder."""

@@ -27,6 +27,9 @@ from training.parallel import train_mode
 from training.states import for_training
 
 LR = 1e-5
+FIRST = 16
+"""Examples whose loss is compared before any clock runs."""
+
 WARM = 1
 """Steps in front of every turn that are not timed (plain on a CPU has none: its step takes a minute)."""
 
@@ -65,7 +68,7 @@ class Arm:
         """Once, before anything is timed."""
 
     def loss(self) -> float:
-        """Of the first batch of turn 0, without dropout: equal for all contestants."""
+        """Of the first examples of turn 0, without dropout: equal for all contestants."""
         raise NotImplementedError
 
     def turn(self, turn: int, steps: int) -> dict:
@@ -121,7 +124,7 @@ class Plain(Arm):
 
     def loss(self) -> float:
         with torch.no_grad():
-            return float(self._loss(self._tokens(self.batches(0, 1)[0])))
+            return float(self._loss(self._tokens(self.batches(0, 1)[0][:FIRST])))
 
     def turn(self, turn: int, steps: int) -> dict:
         train_mode(self.retriever)
@@ -199,7 +202,8 @@ class Ours(Arm):
         config = self.config(1, 0)
         order = Order(self.made.dataset, self.made.dataset.train_split, config.batch_size, config.nways, config.seed)
         self.retriever.stage = "train"
-        batch = Collator(order, self.retriever, self.visual, self.states)[0].to(self.options.device)
+        collator = Collator(order, self.retriever, self.visual, self.states)
+        batch = collator.collate(order.examples(0)[:FIRST]).to(self.options.device)
         with torch.no_grad(), autocast(torch.device(self.options.device), config.precision):
             return float(from_config(config).step(batch, self.retriever)["loss"])
 

@@ -72,9 +72,9 @@ def maxsim(query_rows: int, documents: Sequence[int], dim: int, both: bool) -> f
     return 2.0 * dim * query_rows * (sum(documents) + (2 if both else 1) * len(documents))
 
 
-def ceiling(device: str, seconds: float = 1.0) -> dict[str, float]:
+def ceiling(device: str, seconds: float = 1.0, quick: bool = False) -> dict[str, float]:
     """FLOP/s of a matrix product, the best of some sizes, in fp32 and bf16 (without TF32)."""
-    sizes, best = ([1024, 2048] if device == "cpu" else [4096, 8192]), {}
+    sizes, best = [256] if quick else [1024, 2048] if device == "cpu" else [4096, 8192], {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for n in sizes:
             a = torch.randn(n, n, device=device, dtype=dtype)

@@ -51,9 +51,9 @@ def run(options: Options, arms: dict[str, Process | Local], rounds: int, steps: 
     for turn in range(rounds):
         for name, arm in arms.items():
             turns[name].append(arm.ask("turn", turn=turn, steps=steps[name]))
-            median = statistics.median(turns[name][-1]["seconds"])
-            say(f"{options.case}, {name}, turn {turn + 1} of {rounds}: {options.batch / median:.2f} samples/s")
-    found = {name: summary(options.batch, turns[name]) for name in arms}
+            pace = turns[name][-1]["batch"] / statistics.median(turns[name][-1]["seconds"])
+            say(f"{options.case}, {name}, turn {turn + 1} of {rounds}: {pace:.2f} samples/s")
+    found = {name: summary(turns[name]) for name in arms}
     for name, one in found.items():
         one |= once[name] | {"peak_gb": one["peak_gb"], "versions": arms[name].versions}
     return {"arms": found, "losses": losses}
@@ -70,14 +70,15 @@ def check_losses(losses: dict[str, float]) -> None:
             )
 
 
-def summary(batch: int, turns: Sequence[dict]) -> dict:
+def summary(turns: Sequence[dict]) -> dict:
     seconds = [statistics.median(turn["seconds"]) for turn in turns]
     flops = [sum(turn["flops"]) / len(turn["flops"]) for turn in turns]
     rates = [f / s for f, s in zip(flops, seconds)]
     return {
-        "samples_per_s": batch / statistics.median(seconds),
+        "batch": turns[-1]["batch"],
+        "samples_per_s": statistics.median(turn["batch"] / s for turn, s in zip(turns, seconds)),
         "step_s": statistics.median(seconds),
-        "turns_s": [turn["seconds"] for turn in turns],
+        "turns_s": [[s / turn["batch"] for s in turn["seconds"]] for turn in turns],  # per query
         "gflop_per_step": statistics.mean(flops) / 1e9,
         "gflop_per_s": statistics.median(rates) / 1e9,
         "peak_gb": max(turn["peak_gb"] for turn in turns),
@@ -85,7 +86,7 @@ def summary(batch: int, turns: Sequence[dict]) -> dict:
 
 
 def ratio(opponent: dict, ours: dict) -> float:
-    """Median over turns of the opponent's median step over ours: a noisy minute hits both."""
+    """Median over turns of the opponent's median time per query over ours: a noisy minute hits both."""
     pairs = zip(opponent["turns_s"], ours["turns_s"])
     return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
 

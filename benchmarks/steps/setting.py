@@ -19,8 +19,8 @@ CASES = ("finetune", "pretrain", "text")
 LENGTHS = {"query_maxlen": 40, "doc_maxlen": 400}
 """Of the published phase A; the passages of FlagFacts are all shorter."""
 
-TEXT_LENGTHS = {"query_maxlen": 32, "doc_maxlen": 96}
-"""Of cfgs/triviawiki_colbert.yaml."""
+TEXT_LENGTHS = {"query_maxlen": 32, "doc_maxlen": 180}
+"""ColBERT's own."""
 
 SHAPES = {  # name -> (text: width, layers, heads, inner), (vision: the same, image side, patch side), dim, (T, H)
     "base": ((768, 12, 12, 3072), (768, 12, 12, 3072, 224, 32), 128, (16, 12)),  # as published: BERT-base, CLIP B/32
@@ -122,7 +122,8 @@ def _synthetic(options: Options, frozen: list[str], stage: dict) -> Setting:
 
     (width, layers, heads, inner), eyes, dim, (tokens, pooled) = SHAPES[options.data]
     home = Path(options.home)
-    words = _tokenizer(home / "words")
+    vocabulary = 500 if options.data == "tiny" else 30_513
+    words = _tokenizer(home / f"words-{vocabulary}", vocabulary)
     trunk = BertConfig(
         vocab_size=len(words.tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=inner, max_position_embeddings=512,
@@ -130,7 +131,7 @@ def _synthetic(options: Options, frozen: list[str], stage: dict) -> Setting:
     longest = 400 if options.data != "tiny" else 60
     stage = {**stage, "doc_maxlen": min(longest, stage["doc_maxlen"])}
     size = 16_384 if longest == 400 else 8 * options.batch
-    data = Synthetic(home / "pictures", longest, options.case != "text", size)
+    data = Synthetic(home / "pictures", longest, options.case != "text", size, vocabulary)
     if options.case == "text":
         settings = colbert.Stage(**stage)
         config = colbert.Config(dim=dim, train=settings, eval=settings)
@@ -150,8 +151,8 @@ def _synthetic(options: Options, frozen: list[str], stage: dict) -> Setting:
     return Setting(retriever, data, str(home / f"features-{options.data}"))
 
 
-def _tokenizer(folder: Path):
-    """WordPiece over made-up words, as many as BERT has."""
+def _tokenizer(folder: Path, words: int):
+    """WordPiece over made-up words."""
     from transformers import BertTokenizerFast
 
     from models.towers.tokenizer import ColbertTokenizer
@@ -159,7 +160,7 @@ def _tokenizer(folder: Path):
     if not (folder / "tokenizer.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         special = ["[PAD]", "[unused0]", "[unused1]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
-        (folder / "vocab.txt").write_text("\n".join([*special, *(f"w{i}" for i in range(30_513))]), encoding="utf-8")
+        (folder / "vocab.txt").write_text("\n".join([*special, *(f"w{i}" for i in range(words))]), encoding="utf-8")
         BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     return ColbertTokenizer.from_folder(folder, "[unused0]", "[unused1]")
 
@@ -181,9 +182,9 @@ class Synthetic:
 
     train_split, valid_split, test_splits = "train", "dev", ("test",)
 
-    def __init__(self, folder: Path, longest: int, images: bool, size: int) -> None:
+    def __init__(self, folder: Path, longest: int, images: bool, size: int, words: int) -> None:
         self.folder, self.longest, self.with_images, self.size = folder, longest, images, size
-        self.pictures = min(256, size)
+        self.pictures, self.words = min(256, size), words
         if images:
             self._draw()
 
@@ -205,7 +206,7 @@ class Synthetic:
     def _document(self, i: int) -> Document:
         rng = random.Random(f"document {i}")
         count = max(5, min(self.longest, int(self.longest / 5.3 * rng.lognormvariate(0, 0.6))))
-        return Document(f"d{i}", " ".join(f"w{rng.randrange(30_513)}" for _ in range(count)))
+        return Document(f"d{i}", " ".join(f"w{rng.randrange(self.words)}" for _ in range(count)))
 
     def corpus(self) -> Sequence[Document]:
         return self._documents
@@ -221,7 +222,7 @@ class Synthetic:
 
     def _query(self, i: int) -> Query:
         rng = random.Random(f"query {i}")
-        text = " ".join(f"w{rng.randrange(30_513)}" for _ in range(rng.randint(6, 20)))
+        text = " ".join(f"w{rng.randrange(self.words)}" for _ in range(rng.randint(6, 20)))
         return Query(f"q{i}", text, (self._image(i % self.pictures),) if self.with_images else ())
 
     def qrels(self, split: str) -> dict:

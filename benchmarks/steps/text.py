@@ -9,7 +9,7 @@ from peers import runner
 
 from core.files import write_json
 from steps import race
-from steps.arms import WARM, Ours
+from steps.arms import FIRST, WARM, Ours
 from steps.setting import Options
 from steps.worker import Process
 
@@ -39,7 +39,7 @@ def start_peer(options: Options, venvs: Path, wheels: Path | None, turns: int, s
     given = {
         "model": str(home / "peer-start"), "texts": str(home / "peer-texts.json"), "work": str(home / "peer-work"),
         "scale": 1 / stage.temperature, "device": options.device, "batch": options.batch, "threads": options.threads,
-        "flops": flops,
+        "flops": flops, "first": min(FIRST, options.batch),
     }  # fmt: skip
     log = home / f"text-{NAME}.log"
     command = [str(python), str(SCRIPT), NAME, json.dumps(given)]

@@ -1,7 +1,7 @@
 """A contestant's process: it obeys JSON lines on stdin and answers on stdout, so that the others wait while it works.
 
 {"do": "prepare", "turns": 3, "steps": 8} -> {"once_s"}        {"do": "loss"} -> {"loss"}
-{"do": "turn", "turn": 0, "steps": 8} -> {"seconds", "flops", "peak_gb", "rest_gb"}
+{"do": "turn", "turn": 0, "steps": 8} -> {"seconds", "flops", "batch", "peak_gb", "rest_gb"}
 """
 
 from __future__ import annotations
@@ -78,26 +78,39 @@ class Answers:
         return {"loss": self.arm.loss()}
 
     def turn(self, **order) -> dict:
-        return self.arm.turn(**order)
+        """As the arm's, with "batch": half as large, and again, where GPU memory does not hold it."""
+        import torch
 
-    def fits(self, batch: int, gigabytes: float) -> dict:
-        """Whether a step of so many queries runs in this much GPU memory."""
+        while True:
+            try:
+                return {**self.arm.turn(**order), "batch": self.arm.options.batch}
+            except torch.cuda.OutOfMemoryError:
+                if self.arm.options.batch < 4:
+                    raise
+            self._resize(self.arm.options.batch // 2)
+
+    def _resize(self, batch: int) -> None:
         import gc
 
         import torch
 
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / whole))
         self.arm.options = dataclasses.replace(self.arm.options, batch=batch)
-        try:
-            self.arm.turn(0, 1)
-            fits = True
-        except torch.cuda.OutOfMemoryError:
-            fits = False
         self.arm.retriever.zero_grad()
         gc.collect()
         torch.cuda.empty_cache()
-        return {"fits": fits}
+
+    def fits(self, batch: int, gigabytes: float) -> dict:
+        """Whether a step of so many queries runs in this much GPU memory."""
+        import torch
+
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / whole))
+        self._resize(batch)
+        try:
+            self.arm.turn(0, 1)
+        except torch.cuda.OutOfMemoryError:
+            return {"fits": False}
+        return {"fits": True}
 
 
 class Local:
