@@ -44,6 +44,10 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=6, help="timed steps per turn; plain on cpu does one")
     made.add_argument("--rounds", type=int, default=3, help="turns of each contestant")
     made.add_argument("--threads", type=int, default=1)
+    made.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall",
+        help="cpu: seconds that the process computed, for a machine that others use too",
+    )  # fmt: skip
     made.add_argument("--quality", type=int, default=0, help="text case: then train both for so many steps and judge")
     made.add_argument("--largest", action="store_true", help="cuda: also the largest batch in --fraction-gb")
     made.add_argument("--fraction-gb", type=float, default=80.0, help="GPU memory for --largest (%(default)s)")
@@ -71,6 +75,8 @@ def check(args: argparse.Namespace) -> list[str]:
     for name in ("batch", "steps", "rounds", "threads"):
         if getattr(args, name) < (2 if name == "batch" else 1):
             raise UserError(f"--{name} {getattr(args, name)}: it must be {2 if name == 'batch' else 1} or more.")
+    if args.clock == "cpu" and args.device != "cpu":
+        raise UserError("--clock cpu counts the processor's work; on a GPU give --clock wall.")
     if args.device == "cuda":
         import torch
 
@@ -135,14 +141,16 @@ def options_of(args, case: str, nways: int = 1):
     from steps.setting import Options
 
     data = args.size if args.synthetic else "real"
-    return Options(case, data, str(args.home / f"made-{data}"), args.device, args.batch, nways, args.threads)
+    return Options(
+        case, data, str(args.home / f"made-{data}"), args.device, args.batch, nways, args.threads, args.clock
+    )
 
 
 def look_up(report: dict, args) -> None:
     """Measure what the device can do, keep the best so far (others may be busy on it), and each contestant's share."""
     from steps import cost
 
-    found = cost.ceiling(args.device, 0.05 if args.smoke else 1.0, quick=args.smoke)
+    found = cost.ceiling(args.device, 0.05 if args.smoke else 1.0, quick=args.smoke, clock=args.clock)
     before = report.get("ceiling", {})
     report["ceiling"] = {name: max(value, before.get(name, 0.0)) for name, value in found.items()}
     best = max(report["ceiling"].values())

@@ -104,9 +104,9 @@ def give_back_memory() -> None:
 
     Blocks of 1 MB and more return to the system as soon as they are free: by itself glibc raises that limit to the
     largest block freed so far, and the tensors of batches of ever other sizes leave holes in its heap. And oneDNN keeps
-    64 compiled kernels instead of 1,024: it makes one for each shape, and batches have hundreds.
+    8 compiled kernels instead of 1,024: it makes one for each shape, a quarter of a MB, and batches have hundreds.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # read at its first use
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")  # read at its first use
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD of malloc.h

@@ -177,7 +177,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(pair, tmp_path):
         fit(toy(), ToyDataset(**DATA), setting(tmp_path / "run", 4, steps=12), ToyVisual())
 
 
-def run_mixed(rank, folder):
+def mixed_data():
     """Rank 0 meets images in its second step only: the first batch does not show that the image part trains."""
     dataset = ToyDataset(size=16, image_every=0)
     order = Order(dataset, "train", 4, seed=2024, rank=0, world=2)
@@ -185,9 +185,13 @@ def run_mixed(rank, folder):
     dataset._queries = [
         dataclasses.replace(q, images=(ImageRef(q.id, data=b"x"),)) if q.id in late else q for q in dataset._queries
     ]
+    return dataset
+
+
+def run_mixed(rank, folder):
     retriever = toy()
     config = setting(folder / "run", 4, steps=2, find_unused="always")
-    fit(retriever, dataset, config, ToyVisual())
+    fit(retriever, mixed_data(), config, ToyVisual())
     save(retriever.state_dict(), folder, rank)
 
 

@@ -12,7 +12,7 @@ from core.config import check
 from core.errors import UserError
 from tests import tiny
 from tests.conftest import FULL
-from tests.test_training_distributed import DATA, setting, toy
+from tests.test_training_distributed import DATA, mixed_data, setting, toy
 from tests.test_training_throughput import WordDataset
 from tests.toy import ToyDataset, ToyRetriever, ToyVisual
 from training import checkpoint
@@ -57,6 +57,7 @@ def _jobs(rank, folder):
         for name, more in TOWERS.items():
             towers(folder, rank, name, dict(more))
         resumed(folder)
+        fit(toy(), mixed_data(), setting(folder / "mixed", 4, steps=2, parallel="fsdp"), ToyVisual())
     finally:
         dist.destroy_process_group()
 
@@ -133,6 +134,16 @@ def test_a_run_in_slices_goes_on_exactly(pair):
     assert checkpoint.steps(pair / "resumed")[-1] == 4
     a, b = (torch.load(checkpoint.folder(pair / n, 3) / "loop.pt", weights_only=True) for n in ("resumed", "unbroken"))
     assert str(a["optimizer"]) == str(b["optimizer"])
+
+
+def test_images_may_be_missing_on_one_process(pair, tmp_path):
+    """All processes exchange gradients of the same weights all the same; what nobody used gets zeros."""
+    fit(toy(), mixed_data(), setting(tmp_path, 8, steps=2), ToyVisual())
+    # Zeros instead of none: weight decay alone moved the image part in the first step.
+    rows = [[r["loss"] for r in read(out / "metrics.jsonl")] for out in (tmp_path, pair / "mixed")]
+    assert rows[1] == pytest.approx(rows[0], abs=1e-3)
+    first, last = toy().image.weight, weights(pair / "mixed", 2)["image.weight"]
+    assert float((first - last).detach().abs().max()) > 5e-3
 
 
 def test_one_process_has_nothing_to_slice(tmp_path):

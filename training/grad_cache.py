@@ -76,7 +76,7 @@ def backward(
         closing = encoded is again[-1]
         set_noise_state(encoded.noise, device)
         with quiet(model, last=last and closing), precision():
-            vectors, _, anchor = model(_of(batch, encoded.unit), encoded.unit.side, closing and model is not module)
+            vectors, _, anchor = model(_of(batch, encoded.unit), encoded.unit.side, closing)
         given = [(vectors, cached.gradient(encoded.unit, vectors)), (anchor, torch.ones_like(anchor))]
         given = [(tensor, gradient) for tensor, gradient in given if tensor.requires_grad]
         with quiet(model, last=last and closing), phase("backward"):

@@ -38,18 +38,27 @@ class StepModule(nn.Module):
     def forward(self, batch: TrainBatch | Batch, side: str | None = None, anchor: bool = False) -> Any:
         """The numbers of one micro-batch. With ``side`` "queries" or "documents" (see ``grad_cache``) the vectors,
         their mask and a zero; with ``anchor`` the zero's graph holds every parameter that has a gradient already, so
-        that DDP exchanges also those that this side does not touch."""
+        that processes exchange also those that this side does not touch."""
         if side is not None:
             tokens = getattr(self.retriever, f"encode_{side}")(batch)
             zero = tokens.embeddings.new_zeros(())
             return tokens.embeddings, tokens.mask, zero + self._nothing() if anchor else zero
         with phase("loss"):  # the encodings in it are phases of their own when somebody watches
             encode = self.retriever if batch.plan is None else InUnits(self.retriever, batch)
-            return self.objective.step(batch, encode)
+            losses = self.objective.step(batch, encode)
+            if sharding.is_sharded(self.retriever) and losses["loss"].requires_grad:
+                losses["loss"] = losses["loss"] + self._nothing()
+            return losses
 
     def _nothing(self) -> Tensor:
-        """A zero that depends on the parameters with a gradient, or on one of them all where none has."""
+        """A zero that depends on the parameters with a gradient, or on one of them all where none has.
+
+        Of sliced weights: on all that are whole now, because every process must have gradients for the same ones (a
+        batch without images leaves the image part out).
+        """
         train = [p for p in self.parameters() if p.requires_grad]
+        if sharding.is_sharded(self.retriever):
+            return sum(p.reshape(-1)[:0].sum() for p in train if not isinstance(p, sharding.DTensor))
         return sum(p.reshape(-1)[:0].sum() for p in [p for p in train if p.grad is not None] or train[:1])
 
 

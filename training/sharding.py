@@ -34,8 +34,6 @@ def shard(retriever: Retriever, device: torch.device) -> None:
     for layer in layers(module, frozen=True):
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
-    if hasattr(module, "set_reduce_scatter_unused_params"):  # a batch without images leaves the image part out
-        module.set_reduce_scatter_unused_params(True)
     for verb in VERBS:
         if hasattr(module, verb):
             register_fsdp_forward_method(module, verb)

@@ -90,6 +90,7 @@ class Peer:
         from transformers import TrainerCallback
 
         given, times = self.given, []
+        now = time.process_time if given["clock"] == "cpu" else time.perf_counter
 
         class Clock(TrainerCallback):
             def on_step_end(self, args, state, control, **more):
@@ -97,7 +98,7 @@ class Peer:
                     import torch
 
                     torch.cuda.synchronize()
-                times.append(time.perf_counter())
+                times.append(now())
 
         args = MultiVectorEncoderTrainingArguments(
             output_dir=given["work"], max_steps=steps, per_device_train_batch_size=given["batch"], learning_rate=lr,
@@ -110,7 +111,7 @@ class Peer:
             model=self.model, args=args, train_dataset=Dataset.from_dict(self._columns(turn, steps * given["batch"])),
             loss=self._objective(), callbacks=[Clock()],
         )  # fmt: skip
-        begun = time.perf_counter()
+        begun = now()
         trainer.train()
         return [b - a for a, b in zip([begun, *times], times)]
 

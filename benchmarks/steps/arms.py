@@ -132,11 +132,11 @@ class Plain(Arm):
         batches = self.batches(turn, warm + steps)
         tokens, seconds = [self._tokens(examples) for examples in batches], []
         for one in tokens:
-            start = cost.now(self.options.device)
+            start = cost.now(self.options.device, self.options.clock)
             self.optimizer.zero_grad()
             self._loss(one).backward()
             self.optimizer.step()
-            seconds.append(cost.now(self.options.device) - start)
+            seconds.append(cost.now(self.options.device, self.options.clock) - start)
         return {"seconds": seconds[warm:], "flops": self.flops(batches[warm:])}
 
     def _tokens(self, examples: list[Example]) -> tuple:
@@ -208,7 +208,7 @@ class Ours(Arm):
             return float(from_config(config).step(batch, self.retriever)["loss"])
 
     def turn(self, turn: int, steps: int) -> dict:
-        clock = Clock(self.options.device)
+        clock = Clock(self.options)
         shutil.rmtree(self.out, ignore_errors=True)
         fit(
             self.retriever, self.made.dataset, self.config(WARM + steps, turn), visual=self.visual, states=self.states,
@@ -223,14 +223,14 @@ class Ours(Arm):
 class Clock:
     """A tracker that keeps the time of every step: from log to log, so the whole loop counts, but no checkpoint."""
 
-    def __init__(self, device: str) -> None:
-        self.device, self.times = device, []
+    def __init__(self, options: setting.Options) -> None:
+        self.options, self.times = options, []
 
     def resume(self, step: int) -> None:
         pass
 
     def log(self, step: int, **numbers: float) -> None:
-        self.times.append(cost.now(self.device))
+        self.times.append(cost.now(self.options.device, self.options.clock))
 
     def finish(self) -> None:
         pass

@@ -72,7 +72,7 @@ def maxsim(query_rows: int, documents: Sequence[int], dim: int, both: bool) -> f
     return 2.0 * dim * query_rows * (sum(documents) + (2 if both else 1) * len(documents))
 
 
-def ceiling(device: str, seconds: float = 1.0, quick: bool = False) -> dict[str, float]:
+def ceiling(device: str, seconds: float = 1.0, quick: bool = False, clock: str = "wall") -> dict[str, float]:
     """FLOP/s of a matrix product, the best of some sizes, in fp32 and bf16 (without TF32)."""
     sizes, best = [256] if quick else [1024, 2048] if device == "cpu" else [4096, 8192], {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -83,15 +83,16 @@ def ceiling(device: str, seconds: float = 1.0, quick: bool = False) -> dict[str,
                 a @ a
             begun = time.perf_counter()
             while not times or (time.perf_counter() - begun < seconds and len(times) < 50):
-                start = now(device)
+                start = now(device, clock)
                 a @ a
-                times.append(now(device) - start)
+                times.append(now(device, clock) - start)
             best[name] = max(best.get(name, 0.0), 2 * n**3 / statistics.median(times))
     return best
 
 
-def now(device: str) -> float:
-    """Seconds, after the device has done what it was asked."""
+def now(device: str, clock: str = "wall") -> float:
+    """Seconds, after the device has done what it was asked. clock "cpu": those that this process computed, which on a
+    machine that others use too say more."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if clock == "cpu" else time.perf_counter()

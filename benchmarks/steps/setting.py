@@ -43,6 +43,7 @@ class Options:
     batch: int = 32
     nways: int = 1
     threads: int = 1
+    clock: str = "wall"
 
     @property
     def visual_only(self) -> bool:

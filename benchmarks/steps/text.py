@@ -39,7 +39,7 @@ def start_peer(options: Options, venvs: Path, wheels: Path | None, turns: int, s
     given = {
         "model": str(home / "peer-start"), "texts": str(home / "peer-texts.json"), "work": str(home / "peer-work"),
         "scale": 1 / stage.temperature, "device": options.device, "batch": options.batch, "threads": options.threads,
-        "flops": flops, "first": min(FIRST, options.batch),
+        "flops": flops, "first": min(FIRST, options.batch), "clock": options.clock,
     }  # fmt: skip
     log = home / f"text-{NAME}.log"
     command = [str(python), str(SCRIPT), NAME, json.dumps(given)]
@@ -72,7 +72,7 @@ def quality(options: Options, peer: Process, steps: int) -> dict:
     return {"steps": steps, "samples": steps * options.batch, "dev": found}
 
 
-def judge_of(data, queries: int = 600, documents: int = 2000):
+def judge_of(data, queries: int = 150, documents: int = 300):
     """A function from a retriever to its metrics on dev questions, by exact MaxSim over some of the passages."""
     from types import SimpleNamespace
 
