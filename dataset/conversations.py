@@ -8,8 +8,10 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import os
 import posixpath
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,9 @@ def items(path: str | Path, start: int = 0, number: int = 0) -> Iterator[Item]:
                 yield from _Array(handle, path, start, number)
             else:
                 yield from _lines(handle, path, start, number)
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"data file '{path}' is damaged ({error}); download it again.") from None
+    except OSError as error:
         raise UserError(unreadable("data file", path, error)) from None
 
 
@@ -150,7 +154,7 @@ class _Array:
                     raise self._broken(getattr(error, "msg", "nested too deeply")) from None
             self._read()
         raw, self.at = self.text[self.at : end], end
-        problem = None if raw.isascii() or _is_unicode(raw) else "not UTF-8"
+        problem = None if raw.isascii() or is_unicode(raw) else "not UTF-8"
         item = Item(self.number, None if problem else value, self._byte(), problem)
         self.number += 1
         return item
@@ -187,7 +191,8 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can escape and no file or tokenizer takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -211,13 +216,13 @@ def why_not(item: Item, image_dir: str | Path | None = None) -> str | None:
     image = value.get("image")
     if not isinstance(image, str) or not image.strip():
         return "no image"
-    if not _is_unicode(image) or not _is_unicode(str(value.get("id"))):
+    if not is_unicode(image) or not is_unicode(str(value.get("id"))):
         return "not UTF-8"
     if "VG_100K" in image:
         return "image of Visual Genome"
     if escapes(image):
         return "image path leaves its folder"
-    if image_dir is not None and not (Path(image_dir) / image).is_file():
+    if image_dir is not None and not os.path.isfile(Path(image_dir) / image):
         return "image file missing"
     turns = value.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2:
@@ -246,7 +251,7 @@ def turn_pairs(turns: list) -> Iterator[tuple[int, str, str, str | None]]:
         texts = asked.get("value"), told.get("value")
         if not all(isinstance(text, str) for text in texts):
             yield t, "", "", "turn without text"
-        elif not all(text.isascii() or _is_unicode(text) for text in texts):
+        elif not all(text.isascii() or is_unicode(text) for text in texts):
             yield t, "", "", "not UTF-8"
         else:
             yield t, *texts, None

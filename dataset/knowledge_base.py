@@ -7,6 +7,7 @@ from typing import Any
 
 from core.errors import UserError
 from core.records import Document
+from dataset.conversations import is_unicode
 from dataset.lines import LineCorpus
 from dataset.unpacked import gunzipped
 
@@ -36,5 +37,7 @@ def article(place: str, row: dict[str, Any]) -> Document:
     if not isinstance(text, str):
         raise ValueError(f"it has the {name} {text!r:.40}, which is no string")
     title = row.get("wikipedia_title", row.get("title"))
-    own = next((row[name] for name in IDS if row.get(name) is not None), place)
-    return Document(place, text.strip(), title=title if isinstance(title, str) else "", meta={"kb_id": str(own)})
+    own = str(next((row[name] for name in IDS if row.get(name) is not None), place))
+    if not is_unicode(text + own):
+        raise ValueError("it holds half a surrogate pair, which is no text")
+    return Document(place, text.strip(), title=title if isinstance(title, str) else "", meta={"kb_id": own})

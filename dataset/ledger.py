@@ -36,7 +36,7 @@ class Ledger:
 
     def _sample(self, reason: str, at: int, facts: Mapping[str, Any]) -> None:
         if reason not in self.samples:
-            cut = {key: value[:CUT] if isinstance(value, str) else value for key, value in facts.items()}
+            cut = {key: _shown(value) if isinstance(value, str) else value for key, value in facts.items()}
             self.samples[reason] = {"at": at, **cut}
 
     def check(self) -> None:
@@ -88,3 +88,8 @@ class Ledger:
         out += [f"  dropped, {reason}: {n}" for reason, n in self.dropped.most_common()]
         out += [f"  changed by {reason}: {n}" for reason, n in self.changed.most_common()]
         return out + [f"  note, {reason}: {n}" for reason, n in self.notes.most_common()]
+
+
+def _shown(text: str) -> str:
+    """Its beginning, with halves of surrogate pairs as \\ud800: no file takes them, and they may be the reason."""
+    return text[:CUT].encode("utf-8", "backslashreplace").decode()

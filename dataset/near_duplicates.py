@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from array import array
 from collections.abc import Iterable
 
 import numpy as np
@@ -64,23 +65,28 @@ def signatures(texts: Iterable[str]) -> np.ndarray:
     return out[:count]
 
 
-def alike(found: np.ndarray) -> dict[tuple[int, int], float]:
-    """found [n, 32] -> {(i, j), i < j: estimated similarity >= ``ALIKE``}."""
-    pairs: dict[tuple[int, int], float] = {}
+def alike(found: np.ndarray) -> np.ndarray:
+    """found [n, 32] -> [pairs, 2], first < second, in order: those whose estimated similarity is ``ALIKE`` or more.
+
+    Texts made of the same articles are near-duplicates by the million, so a pair is held in 8 bytes.
+    """
+    pairs = np.zeros(0, np.uint64)
     for band in range(BANDS):
         part = np.ascontiguousarray(found[:, band * ROWS : (band + 1) * ROWS]).view(f"V{4 * ROWS}").ravel()
         order = np.argsort(part, kind="stable")
         same = np.flatnonzero(part[order][1:] != part[order][:-1]) + 1
-        for bucket in np.split(order, same):
-            if len(bucket) > 1:
-                _compare(found, np.sort(bucket), pairs)
-    return pairs
+        begins, ends = np.append(0, same), np.append(same, len(order))
+        fresh = array("Q")
+        for at in np.flatnonzero(ends - begins > 1):
+            _compare(found, np.sort(order[begins[at] : ends[at]]), fresh)
+        if fresh:
+            pairs = np.union1d(pairs, np.frombuffer(fresh, np.uint64))
+    return np.stack([pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
 
 
-def _compare(found: np.ndarray, bucket: np.ndarray, pairs: dict[tuple[int, int], float]) -> None:
+def _compare(found: np.ndarray, bucket: np.ndarray, pairs: array) -> None:
     heads = bucket if len(bucket) <= LARGEST_BUCKET else bucket[:1]
     for at, i in enumerate(heads.tolist()):
         rest = bucket[at + 1 :]
         shares = (found[rest] == found[i]).mean(1)
-        for j, share in zip(rest[shares >= ALIKE].tolist(), shares[shares >= ALIKE].tolist()):
-            pairs[i, j] = share
+        pairs.extend(((i << 32) + rest[shares >= ALIKE]).tolist())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 ABBREVIATIONS = frozenset(
     """mr mrs ms dr prof st sr jr rev hon gen col lt sgt capt gov sen rep pres messrs mt ft vol vols fig figs pp
@@ -27,18 +29,23 @@ INITIALS = re.compile(r"(?:[A-Za-z]\.)*[A-Za-z]")
 
 def split(text: str) -> list[str]:
     """The sentences, each with the blanks behind it: joined they are the text again."""
-    out, begin = [], 0
-    for found in MARK.finditer(text):
-        end = found.end()
-        if text[begin:end].strip() and (found["mark"] is None or _ends(text, found)):
-            out.append(text[begin:end])
-            begin = end
-    return [*out, text[begin:]] if begin < len(text) else out
+    return list(_each(text))
 
 
 def first(text: str, n: int) -> str:
-    """The first n sentences, without blanks around them."""
-    return "".join(split(text.strip())[:n]).strip()
+    """The first n sentences, without blanks around them. What is behind them is not looked at."""
+    return "".join(islice(_each(text.strip()), n)).strip()
+
+
+def _each(text: str) -> Iterator[str]:
+    begin = 0
+    for found in MARK.finditer(text):
+        end = found.end()
+        if text[begin:end].strip() and (found["mark"] is None or _ends(text, found)):
+            yield text[begin:end]
+            begin = end
+    if begin < len(text):
+        yield text[begin:]
 
 
 def _ends(text: str, found: re.Match) -> bool:

@@ -201,8 +201,13 @@ FORMAT = re.compile(
 NUMBER = re.compile(r"\W*\d[\d.,:\s]*\W*")
 AFFIRMS = re.compile(r"(?:yes|no(?!\.\s*\d)|certainly|sure|absolutely|of course)\s*[,.!:;]+\s+", re.I)
 WHERE = r"(?:in|from) (?:the|this) (?:image|scene|photo(?:graph)?|picture)"
-WHERE_FIRST = re.compile(r"^" + WHERE + r"(?:,\s*|\s+(?!of\b|frame\b|book\b))", re.I)
-WHERE_LAST = re.compile(r",?\s+" + WHERE + r"(?=\s*[.,;:!?])", re.I)
+NOT_THIS = "of|on|above|below|behind|with|where|that|which|frame|book|album|booth|window|gallery|hanging|editing"
+WHERE_FIRST = re.compile(rf"^{WHERE}(?:,\s*|\s+(?!(?:{NOT_THIS})\b))", re.I)
+PREDICATE = r"(?<!\s)" + "".join(
+    rf"(?<!\b{word})" for word in ("is", "are", "was", "were", "be", "not", "also", "else", "as")
+)
+"""Behind these words the place is what the sentence says: "Two dogs are in the photo."."""
+WHERE_LAST = re.compile(PREDICATE + r",?\s+" + WHERE + r"(?=\s*[.,;:!?])", re.I)
 SHOWS_FIRST = re.compile(
     rf"^(?:the|this) (?:image|photo(?:graph)?|picture|scene) (?:{SHOWS}|displays)\s+(?:that\s+)?", re.I
 )

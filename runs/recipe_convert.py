@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from core.errors import UserError
 from core.files import read_json
 from dataset import vid2r_passages
-from dataset.conversations import Item
+from dataset.conversations import Item, is_unicode
 from dataset.knowledge_base import KnowledgeBase
 from dataset.ledger import Ledger
 from runs import recipe, recipe_search, shares
@@ -45,6 +46,8 @@ def run(args) -> dict | None:
         )  # fmt: skip
         if args.indexing and distributed.is_main():
             searcher.build()
+        elif distributed.is_main():
+            recipe_search.check_texts(index, base)
         recipe.patient()
         if not (index / "manifest.json").is_file():
             raise UserError(f"there is no complete index at '{index}'; add --indexing to build it, or go on with it.")
@@ -72,7 +75,9 @@ def problem(item: Item) -> str | None:
     if not isinstance(item.value, dict):
         return "not an object"
     text = item.value.get("document")
-    return None if isinstance(text, str) and text.strip() else "no document"
+    if not isinstance(text, str) or not text.strip():
+        return "no document"
+    return None if is_unicode(json.dumps(item.value, ensure_ascii=False)) else "not UTF-8"
 
 
 def hits_row(number: int, ranking) -> dict:

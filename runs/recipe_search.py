@@ -16,6 +16,7 @@ import torch
 
 from core.device import autocast
 from core.errors import UserError
+from core.files import read_object
 from core.protocols import Ranking
 from core.records import Query
 from core.tokens import TokenBatch
@@ -114,6 +115,18 @@ class Searcher:
     def effort(k: int) -> str:
         """For the first few, a short list of candidates does."""
         return "fast" if k <= FEW else "balanced"
+
+
+def check_texts(path: Path, corpus) -> None:
+    """An index that lies there must be of these very texts: any others would answer in their places."""
+    from runs.indexing import JOB, digest
+
+    job = path / JOB
+    if job.is_file() and (found := read_object(job).get("corpus")) != (now := digest(corpus)):
+        raise UserError(
+            f"the index '{path}' is of other texts ({found} there, {now} now); give another --index, or those texts "
+            "again."
+        )
 
 
 def check_candidates(n_cands: int, texts: int, what: str) -> None:

@@ -71,7 +71,7 @@ class TextRules:
             return [row for number, item in part for row in self._pairs(number, item)]
         if self.rules == "legacy-mire":
             for _, item in part:
-                if why_not(item) is None:
+                if why_not(item, self.image_dir) is None:
                     for _, question, response, problem in turn_pairs(item.value["conversations"]):
                         if problem is None:
                             vid2r_rules.refine(self.rules, question, response, self.passing)

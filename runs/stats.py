@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from array import array
 from collections import Counter
@@ -15,6 +17,7 @@ from core.errors import UserError
 from core.files import read_json
 from core.progress import progress
 from dataset import near_duplicates as near
+from dataset.conversations import is_unicode, items
 from dataset.vid2r_ids import hashes
 from runs.shares import Source
 
@@ -63,7 +66,7 @@ class Stats:
                     if len(checked) > 1 << 16:
                         checked.clear()
                     if image not in checked:
-                        checked[image] = (Path(image_dir) / image).is_file()
+                        checked[image] = os.path.isfile(Path(image_dir) / image)
                     self.counts["images missing"] += not checked[image]
                 marks.append(near.signature(document))
                 if len(marks) == 4096:  # as one array: small ones cost more than they hold
@@ -81,14 +84,17 @@ class Stats:
 
     @staticmethod
     def _usable(record: Any) -> bool:
-        return isinstance(record, dict) and isinstance(record.get("question"), str) and bool(text_of(record).strip())
+        if not isinstance(record, dict) or not isinstance(record.get("question"), str) or not text_of(record).strip():
+            return False
+        return is_unicode(json.dumps(record, ensure_ascii=False))
 
     def _count(self, record: dict, question: str, document: str) -> None:
         answer = record.get("answer")
         self.lengths["question"].append(len(question.split()))
         self.lengths["document"].append(len(document.split()))
-        named = {"id": str(record.get("question_id", record.get("id"))), "document": document,
-                 "question and document": f"{question}\n{document}"}  # fmt: skip
+        named = {"document": document, "question and document": f"{question}\n{document}"}
+        if (id_ := record.get("question_id", record.get("id"))) is not None:
+            named["id"] = str(id_)
         if record.get("image"):
             named["image"] = str(record["image"])
         for name, text in named.items():
@@ -113,8 +119,6 @@ class Stats:
 
     def record(self, number: int) -> dict:
         """Record ``number`` of those that are usable, read again."""
-        from dataset.conversations import items
-
         return next(items(self.path, int(self.places[number]), 1 if self.places[number] else 0)).value
 
     def report(self) -> dict[str, Any]:
@@ -144,9 +148,8 @@ class Stats:
         _, first = np.unique(known(self.keys["document"]), return_index=True)
         first = np.sort(first)
         pairs = near.alike(self.marks[first])
-        touched = {int(first[i]) for pair in pairs for i in pair}
-        samples = [self.case(int(first[i]), self, int(first[j])) for i, j in sorted(pairs)[:SHOWN]]
-        return {"documents with one": len(touched), "pairs": len(pairs), "samples": samples}
+        samples = [self.case(int(first[i]), self, int(first[j])) for i, j in pairs[:SHOWN]]
+        return {"documents with one": len(np.unique(pairs)), "pairs": len(pairs), "samples": samples}
 
     def case(self, mine: int, other: Stats, its: int) -> dict[str, Any]:
         one, two = text_of(self.record(mine)), text_of(other.record(its))
@@ -159,9 +162,9 @@ def overlap(train: Stats, test: Stats) -> dict[str, Any]:
     for name in ("image", "question and document", "document"):
         out[f"with the same {name}"] = int(np.isin(known(test.keys[name]), known(train.keys[name])).sum())
     both = near.alike(np.concatenate([train.marks, test.marks]))
-    crossing = sorted((i, j - len(train.places)) for i, j in both if i < len(train.places) <= j)
-    out["with a near-duplicate document"] = len({j for _, j in crossing})
-    out["samples"] = [train.case(i, test, j) for i, j in crossing[:SHOWN]]
+    crossing = both[(both[:, 0] < len(train.places)) & (both[:, 1] >= len(train.places))] - [0, len(train.places)]
+    out["with a near-duplicate document"] = len(np.unique(crossing[:, 1]))
+    out["samples"] = [train.case(i, test, j) for i, j in crossing[:SHOWN].tolist()]
     return out
 
 

@@ -4,6 +4,7 @@ other. Not a command of its own."""
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,6 @@ def thumbnail(image: str, image_dir: str | None) -> str | None:
     from dataset.conversations import escapes
     from runs.leaving import picture
 
-    if image_dir is None or not image or escapes(image):
+    if image_dir is None or not image or escapes(image) or not os.path.isfile(Path(image_dir) / image):
         return None
     return picture(ImageRef(image, path=str(Path(image_dir) / image)))["thumbnail"]

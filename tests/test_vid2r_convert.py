@@ -143,12 +143,14 @@ def test_records_that_cannot_be_converted_are_counted(tmp_path, words):
         7,
         {"id": "c", "document": "  "},
         {"id": "d", "document": 3},
+        {"id": "e", "question": "half a pair \ud800", "document": "An owl hoots."},
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
     records, counts = converted(tmp_path / "a.json", tmp_path / "in.jsonl", base)
     assert [record["id"] for record in records] == ["a"] and "Q12" in records[0]["kb_ids"]
     assert counts["conversations"] == {
-        "read": 6, "used": 1, "skipped": {"broken JSON": 1, "no document": 3, "not an object": 1},
+        "read": 7, "used": 1,
+        "skipped": {"broken JSON": 1, "no document": 3, "not UTF-8": 1, "not an object": 1},
     }  # fmt: skip
     assert counts["samples"]["no document"]["at"] == 1
 
@@ -170,6 +172,20 @@ def test_what_conversion_refuses(tmp_path, words, responses):
     with pytest.raises(UserError, match=r"no complete index at .*--indexing"):
         convert_tasks.run(["--data_path", str(responses), "--db_pool", str(base), "--save_path",
                            str(tmp_path / "a.json"), "--index", str(tmp_path / "none")])  # fmt: skip
+
+
+def test_an_index_of_other_articles_is_not_searched(tmp_path, tower, responses):
+    base = knowledge_base(tmp_path / "kb.jsonl")
+    flags = ["--colbert_ckpt", str(tower), "--limit", "2", "--index", str(tmp_path / "index")]
+    converted(tmp_path / "a.json", responses, base, *flags)
+    words = ["--data_path", str(responses), "--db_pool", str(base), "--save_path", str(tmp_path / "b.json"), *flags]
+    convert_tasks.run(words)
+    records = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
+    assert records[0] == records[1] and len(records[0]) == 2
+    base.write_text("\n".join(reversed(base.read_text().splitlines())))
+    with pytest.raises(UserError, match="is of other texts"):
+        convert_tasks.run([*words, "--overwrite"])
+    assert (tmp_path / "b.json").is_file()
 
 
 def test_two_processes_of_torchrun_share_the_work(tmp_path, tower):
@@ -318,7 +334,9 @@ def test_statistics_and_their_page(tmp_path, words, responses, capsys):
         "document": "x",
         "answer": "an old boat",
     }
-    records += [twin, {**twin, "question": "Again?"}, leaking, {"id": "unusable"}]
+    broken = {**twin, "question": "half a pair \ud800"}
+    long = {"question": "Whose name is too long?", "document": "Short.", "image": "x" * 5000}
+    records += [twin, {**twin, "question": "Again?"}, leaking, {"id": "unusable"}, broken, long, long]
     (tmp_path / "a.json").write_text(json.dumps(records))
     (tmp_path / "test.json").write_text(
         json.dumps(
@@ -335,12 +353,12 @@ def test_statistics_and_their_page(tmp_path, words, responses, capsys):
     image = tmp_path / "images" / records[3]["image"]
     image.parent.mkdir(parents=True)
     Image.new("RGB", (600, 400), (9, 99, 9)).save(image)
-    dataset_stats.run([str(tmp_path / "a.json"), "--image_dir", str(tmp_path / "images"), "--samples", "43", "--test",
+    dataset_stats.run([str(tmp_path / "a.json"), "--image_dir", str(tmp_path / "images"), "--samples", "45", "--test",
                        str(tmp_path / "test.json")])  # fmt: skip
     report = json.loads((tmp_path / "a.stats" / "stats.json").read_text())
-    assert report["records"] == {"read": 44, "usable": 43, "not usable": 1}
+    assert report["records"] == {"read": 47, "usable": 45, "not usable": 2}
     assert report["rules"]["pairs"]["kept"] == 40
-    assert report["duplicates"] == {"same id": 1, "same question and document": 0, "same document": 1}
+    assert report["duplicates"] == {"same id": 1, "same question and document": 1, "same document": 2}
     assert report["images"]["records without"] == 1 and report["images"]["records whose file is missing"] >= 39
     assert report["leakage"]["answer word for word in the question"] == 1
     assert report["leakage"]["answer word for word in the document"] == 42
@@ -352,9 +370,9 @@ def test_statistics_and_their_page(tmp_path, words, responses, capsys):
     )
     assert overlap["with a near-duplicate document"] == 1 and overlap["with the same question and document"] == 1
     page = (tmp_path / "a.stats" / "index.html").read_text()
-    assert page.count('class="card"') == 43 and page.count("data:image/jpeg;base64,") == page.count("<img") >= 1
+    assert page.count('class="card"') == 45 and page.count("data:image/jpeg;base64,") == page.count("<img") >= 1
     assert page.count("<svg") == 3 and "&lt;b&gt;" in page and "<b>" not in page and 'src="http' not in page
-    assert "43 usable" in capsys.readouterr().out
+    assert "45 usable" in capsys.readouterr().out
 
 
 def test_samples_are_drawn_evenly_and_the_same_every_time(tmp_path):

@@ -99,6 +99,42 @@ def test_images_that_are_not_there_are_counted(tmp_path):
     assert skipped["image file missing"] > 150 and sum(skipped.values()) == 199
 
 
+def test_names_that_no_file_can_have_are_counted(tmp_path):
+    """Halves of surrogate pairs, and longer than a file system takes."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.jpg").touch()
+    turns = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "It lies in the old harbour of the town."}]
+    given = [{"id": i, "image": image, "conversations": turns} for i, image in
+             [("a", "x.jpg"), ("b", "\ud800.jpg"), ("\ud800", None), ("d", "x" * 5000), ("e", "\0.jpg")]]  # fmt: skip
+    (tmp_path / "in.json").write_text(json.dumps(given))
+    records, counts = filtered(tmp_path / "a.json", "--skip_neural", "--image_dir", tmp_path / "images",
+                               data=[tmp_path / "in.json"])  # fmt: skip
+    assert [record["id"] for record in records] == ["a_0"]
+    assert counts["conversations"]["skipped"] == {"image file missing": 2, "no image": 1, "not UTF-8": 1}
+    assert counts["samples"]["not UTF-8"]["image"] == "\\ud800.jpg"
+
+
+def test_shards_remember_nothing_of_a_conversation_whose_image_is_missing(tmp_path, monkeypatch):
+    """MIRe's rules carry a question on to later responses: every shard must see the same earlier ones."""
+    monkeypatch.setattr(recipe_text, "noun_tagger", lambda: str.split)
+    monkeypatch.setattr(recipe_text, "BLOCK", 1)
+    (tmp_path / "x.jpg").touch()
+    images = {"x.jpg": "What reaches far into the sea?", "gone.jpg": "Who stands near the window?"}
+    told = {"from": "gpt", "value": "A pier."}
+    given = [{"id": image, "image": image, "conversations": [{"from": "human", "value": f"{asked}\nOne word."}, told]}
+             for image, asked in images.items()]  # fmt: skip
+    last = [{"from": "human", "value": "What is it?"}, told]
+    given.append({"id": "2", "image": "x.jpg", "conversations": last})
+    (tmp_path / "in.json").write_text(json.dumps(given))
+    words = ["--skip_neural", "--rules", "legacy-mire", "--image_dir", tmp_path]
+    records, _ = filtered(tmp_path / "a.json", *words, data=[tmp_path / "in.json"])
+    assert "sea" in records[1]["document"] and records[1]["id"] == "2_0"
+    for turn in range(7):  # more shards than conversations
+        neural_filtering.run(["--data_paths", str(tmp_path / "in.json"), "--save_path", str(tmp_path / "b.json"),
+                              "--shard", f"{turn}/7", *map(str, words)])  # fmt: skip
+    assert files(tmp_path / "a.json") == files(tmp_path / "b.json")
+
+
 # ---- the neural filter
 
 

@@ -118,7 +118,9 @@ class Tries:
                 stops = {r: s for r, s in counts["samples"].items() if r.startswith(STOPS)}
                 error = NOTHING_KEPT[system] if not records else None
                 if stops:
-                    first = min(stops, key=lambda reason: (stops[reason]["at"], stops[reason]["id"]))
+                    first = min(
+                        stops, key=lambda reason: (stops[reason]["at"], int(stops[reason]["id"].rpartition("_")[2]))
+                    )
                     error = first.removeprefix(STOPS)
                 ours = {"error": error, "out": None if error else records}
                 self.compare(f"{quirk['note']}, {system}", quirk[system], ours)
