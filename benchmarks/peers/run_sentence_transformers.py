@@ -105,7 +105,7 @@ class Peer:
             lr_scheduler_type=schedule, warmup_steps=warmup, weight_decay=0.0, bf16=given["bf16"],
             use_cpu=given["device"] == "cpu", save_strategy="no", logging_strategy="no", report_to="none",
             disable_tqdm=True, dataloader_drop_last=True,
-            learning_rate_mapping={} if projection_lr is None else {r"^1\.": projection_lr},
+            learning_rate_mapping={} if projection_lr is None else {r"linear\.weight$": projection_lr},
         )  # fmt: skip
         trainer = MultiVectorEncoderTrainer(
             model=self.model, args=args, train_dataset=Dataset.from_dict(self._columns(turn, steps * given["batch"])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from peers import runner
@@ -57,6 +58,7 @@ def quality(options: Options, peer: Process, steps: int) -> dict:
     from training.loop import fit
 
     arm, out = Ours(options), Path(options.home) / "quality"
+    shutil.rmtree(out, ignore_errors=True)
     judge = judge_of(arm.made.dataset)
     found = {"start": judge(arm.retriever)}
     config = arm.config(steps, 0).model_copy(
