@@ -36,7 +36,7 @@ const Why = (() => {
     function range() {                           // one scale for all maps of a head, so that words compare
       const real = maps.words[head].filter((_, i) => !data.words[i].marker);
       const all = [...(real.length ? real : maps.words[head]), maps.whole[head]].flat();
-      return [Math.min(...all), Math.max(...all)];
+      return [all.reduce((a, b) => Math.min(a, b)), all.reduce((a, b) => Math.max(a, b))];  // too many for a call
     }
     const value = v => maps.unit === "attention" ? (v * rows * columns).toFixed(2) + "×" : v.toFixed(3);
     const place = patch => "row " + (Math.floor(patch / columns) + 1) + ", column " + (patch % columns + 1);

@@ -55,10 +55,15 @@ def table(answer, question: str, width: int, colour: bool) -> list[str]:
     out = []
     longest = max((len(hit.id) for hit in answer.results), default=0)
     for hit in answer.results:
-        out.append(f"{hit.rank:2d}  {hit.score:7.3f}  {hit.id:<{longest}}  {hit.title}".rstrip())
-        text = textwrap.fill(textwrap.shorten(hit.text, 300), width - 6)
+        out.append(printable(f"{hit.rank:2d}  {hit.score:7.3f}  {hit.id:<{longest}}  {hit.title}").rstrip())
+        text = textwrap.fill(textwrap.shorten(printable(hit.text), 300), width - 6)
         out.append(textwrap.indent(marked(text, question) if colour else text, "      "))
     return out
+
+
+def printable(text: str) -> str:
+    """Without the control characters by which a passage could command the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 def marked(text: str, question: str) -> str:

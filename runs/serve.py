@@ -10,7 +10,9 @@ Then open http://127.0.0.1:8024. docs/serving.md has the interface, the limits a
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -61,10 +63,19 @@ def run(argv: Sequence[str]) -> None:
         raise UserError(MISSING) from None
     from searcher.app import make_app
     from searcher.guard import Limits
+    from searcher.wire import protocol
 
     token = os.environ.get(TOKEN)
     if token is not None and len(token) < 8:
         raise UserError(f"{TOKEN} has {len(token)} letters; make it 8 or more, or unset it.")
+    if token is not None and token != token.strip():
+        raise UserError(f"{TOKEN} begins or ends with a blank, which no request can send; take it away.")
+    for origin in args.allow_origin:
+        if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+            raise UserError(f"--allow_origin {origin}: browsers send http(s)://host[:port] and no path; give that.")
+    for name in ("max_mb", "max_megapixels", "timeout"):
+        if not math.isfinite(value := getattr(args, name)):
+            raise UserError(f"--{name} {value} is no limit; give a number.")
     pixels = int(args.max_megapixels * 1e6)
     limits = Limits(int(args.max_mb * 1e6), pixels, args.queue, args.batch, args.timeout)
     listening = listen(args.host, args.port)  # before the model is loaded
@@ -76,8 +87,8 @@ def run(argv: Sequence[str]) -> None:
     if token is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"note: everyone who reaches {args.host} may ask; set {TOKEN} to want a token.", flush=True)
     config = uvicorn.Config(
-        app, log_level="warning", server_header=False, timeout_graceful_shutdown=15, timeout_keep_alive=15,
-        limit_concurrency=4 * args.queue + 64,
+        app, http=protocol(), log_level="warning", server_header=False, timeout_graceful_shutdown=15,
+        timeout_keep_alive=15, limit_concurrency=4 * args.queue + 64,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -8,8 +8,8 @@ source "$(dirname "$0")/env.sh"
 install requirements-quickstart.txt requirements-demo.txt
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-if [[ ! " $* " =~ \ --(run|index|check|help)[=\ ] && ! -f "${OUT:-experiments/quickstart}/image+question/index/manifest.json" ]]; then
-  bash "$(dirname "$0")/quickstart.sh"
+if [[ ! " $* " =~ \ (-h|--(run|index|check|help))[=\ ] && ! -f "${OUT:-experiments/quickstart}/image+question/index/manifest.json" ]]; then
+  bash scripts/quickstart.sh # env.sh has gone to the repository's root
 fi
 if [[ ! " $* " =~ \ --(run|index)[=\ ] ]]; then
   set -- --run "${OUT:-experiments/quickstart}/image+question" "$@"

@@ -25,6 +25,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 OPEN = ("/", "/health", "/docs")
 """What needs no token: the page itself, which asks for it, and whether the server lives. So do files of the page."""
@@ -83,6 +84,8 @@ class Guard:
         except ClientDisconnect:
             pass  # nobody is there to be told
         except Exception as error:
+            if begun and isinstance(error, TimeoutError):
+                return  # a client that does not read its reply: the connection is closed
             if begun:
                 raise
             await _send(reply, self._told(error))
@@ -95,7 +98,7 @@ class Guard:
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), self._token):
                 raise Refused(401, "this server wants its token: send 'Authorization: Bearer <token>'.")
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self.limits.max_bytes:
+        if not length.isdecimal() or len(length) > 18 or int(length) > self.limits.max_bytes:
             raise self._too_large()
 
     async def _limited(self, scope, receive, send) -> None:

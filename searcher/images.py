@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from PIL import Image
 
@@ -12,6 +13,13 @@ from searcher.errors import Refused
 
 TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 """Pillow's names of what is accepted, and the media types. Its other formats have rarely used decoders."""
+
+
+MAX_SCANS, MAX_SEGMENTS = 100, 2000
+"""Of a JPEG. Programs write about ten scans; each goes over all pixels again, in as little as 60 bytes of the file."""
+
+MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+"""Of a JPEG segment. Coded pixels hold 0xff only before 0 or a restart marker."""
 
 
 def sniff(data: bytes) -> str | None:
@@ -34,6 +42,8 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
         raise Refused(422, "the image is empty; send the bytes of a file.")
     if (kind := sniff(data)) is None:
         raise Refused(415, f"the image's {len(data)} bytes are none of {', '.join(TYPES)}; convert it to one of them.")
+    if kind == "JPEG" and endless(data):
+        raise Refused(422, f"the image has over {MAX_SCANS} scans or {MAX_SEGMENTS} segments; save it again.")
     wanted = f"{max_pixels / 1e6:g} megapixels at most"
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as header:
@@ -49,6 +59,20 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
         raise Refused(413, f"the image has far too many pixels; send {wanted}.") from None
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them stumble over
         raise Refused(422, f"the image is a damaged {kind} file ({_reason(error)}); save it again.") from None
+
+
+def endless(data: bytes) -> bool:
+    """Whether a JPEG would keep its decoder busy for minutes or hours."""
+    place = scans = 0
+    for _ in range(MAX_SEGMENTS):
+        marker = MARKER.search(data, place)
+        if marker is None or marker[1] == b"\xd9":
+            return scans > MAX_SCANS
+        place = marker.end()
+        if marker[1] not in b"\x01\xd8":  # these two have no length; what others hold is no marker
+            place += max(2, int.from_bytes(data[place : place + 2]))
+        scans += marker[1] == b"\xda"
+    return True
 
 
 def _reason(error: Exception) -> str:

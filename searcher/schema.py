@@ -7,6 +7,7 @@ import binascii
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -19,6 +20,11 @@ MAX_QUESTION = 4000
 MAX_K = 100
 MAX_WHY = 5
 """Documents explained in one request: each is encoded once more."""
+
+MAX_COMMAS = MAX_QUESTION + 1000
+"""In a JSON body, whose image has none. A body of a million tiny values would be a million complaints to collect."""
+
+CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
 class Sent(BaseModel):
@@ -137,7 +143,10 @@ async def read(request: Request, kind: type[Sent]) -> Any:
     """The request's body as a ``kind``: JSON or multipart, as its content type says."""
     sort = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if sort == "application/json" and kind is not Upload:
-        found = _checked(lambda body: kind.model_validate_json(body, strict=True), await request.body())
+        sent = await request.body()
+        if sent.count(b",") > MAX_COMMAS:
+            raise Refused(422, f"body: it has more than {MAX_COMMAS} commas; send the fields of /openapi.json alone.")
+        found = _checked(lambda body: kind.model_validate_json(body, strict=True), sent)
         if getattr(found, "image", None) is not None:
             found = found.model_copy(update={"image": _unpacked(found.image)})
         return found
@@ -149,6 +158,9 @@ async def read(request: Request, kind: type[Sent]) -> Any:
 
 async def _form(request: Request, kind: type[Sent]) -> dict[str, Any]:
     out: dict[str, Any] = {}
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in CHARSETS:  # Python knows some that take minutes for a MB
+        raise Refused(415, f"the charset is '{charset[:80]}'; send utf-8.")
     try:
         form = await InMemory(request.headers, request.stream(), max_files=1, max_fields=20).parse()
         for name, value in form.multi_items():

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -20,6 +21,7 @@ from evaluation.explain import as_json
 from models import names
 from runs import search
 from runs.common import query_encoder
+from searcher.engine import Answer, Hit
 from searcher.errors import Refused
 from searcher.images import opened, sniff
 from tests import tiny
@@ -143,6 +145,37 @@ def test_what_is_refused(data, status, message):
     assert found.value.status == status and "0x" not in found.value.detail
 
 
+def test_a_jpeg_that_never_ends_is_refused_unread(monkeypatch):
+    """One more scan over all pixels costs some 60 bytes: 16 MB of them would keep a decoder busy for hours."""
+    out = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    place = data.rindex(b"\xff\xda")
+    scan, start = data[place:-2], data[:2]
+    assert opened(data[:-2] + 20 * scan + data[-2:], 5000).size == (64, 64)
+    hidden = b"\xff\xe1\x01\x02" + b"\xff\xda" * 128  # what a segment holds is no scan
+    assert opened(start + hidden + data[2:], 5000).size == (64, 64)
+    monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("it was opened"))
+    for wrong in (data[:-2] + 200 * scan + data[-2:], start + b"\xff\xe1\x00\x02" * 3000 + data[2:]):
+        with pytest.raises(Refused, match="over 100 scans or 2000 segments") as found:
+            opened(wrong, 5000)
+        assert found.value.status == 422
+
+
+def test_grey_of_16_bits_is_converted_in_little_memory():
+    """As 64-bit numbers the picture would be eight times as large, several times over."""
+    image = Image.fromarray(np.arange(1 << 20, dtype=np.uint16).reshape(1024, 1024))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    tracemalloc.start()
+    try:
+        seen = np.asarray(opened(out.getvalue(), 1 << 20))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert (seen[..., 0] == np.round(np.asarray(image) / 257)).all()
+
+
 def test_a_bomb_is_refused_unread(monkeypatch):
     """Headers that promise 64 million and 2.5 billion pixels are refused before a row is decoded."""
     loaded = []
@@ -198,6 +231,12 @@ def test_the_terminal_says_what_is_wrong(words, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         search.run(words)
+
+
+def test_a_passage_does_not_command_the_terminal():
+    hit = Hit(1, "d\x1b[2J", 1.0, "title\nof two lines", "red \x1b]0;name\x07 \x9b31m fish")
+    lines = search.table(Answer([hit], 0, 0, 0, 0, 1), "fish", 80, colour=False)
+    assert len(lines) == 2 and not [c for line in lines for c in line if not c.isprintable()]
 
 
 def test_words_in_bold():

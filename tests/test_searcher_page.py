@@ -155,6 +155,31 @@ DATA = """async ([url, name, type, event]) => {
 }"""
 
 
+def test_words_are_dropped_and_pasted_as_words(page):
+    """Office programs put a picture of copied words beside them."""
+    page, _ = page
+    prevented = page.evaluate("""() => {
+      const both = new DataTransfer(), words = new DataTransfer(), all = {bubbles: true, cancelable: true};
+      both.items.add(new File(["x"], "x.png", {type: "image/png"}));
+      for (const one of [both, words]) one.setData("text/plain", "words");
+      both.setData("text/html", "<b>words</b>");
+      return [new ClipboardEvent("paste", {...all, clipboardData: both}),
+        new DragEvent("dragover", {...all, dataTransfer: words}), new DragEvent("drop", {...all, dataTransfer: words})]
+        .map(event => !document.getElementById("question").dispatchEvent(event));
+    }""")
+    assert prevented == [False] * 3 and not page.locator("#preview").is_visible()
+
+
+def test_the_heat_map_of_a_long_question(page):
+    """600 words on 400 patches: more numbers than a call can have arguments."""
+    page, _ = page
+    page.evaluate("""() => Why.look({picture: {uri: "data:,", width: 9, height: 9, grid: [20, 20]},
+      words: Array.from({length: 600}, (_, i) => ({text: "w" + i, pieces: [i], marker: false})),
+      maps: {unit: "cosine", heads: ["1"], whole: [Array(400).fill(.5)],
+        words: [Array.from({length: 600}, (_, i) => Array(400).fill(i / 600))]}}, document.getElementById("look"))""")
+    assert page.locator("#look .words button").count() == 601
+
+
 @pytest.mark.parametrize("event", ["drop", "paste"])
 def test_dropping_and_pasting(page, event):
     page, _ = page
@@ -235,12 +260,13 @@ def test_a_full_server(chromium, base):
 
 
 def test_the_token_is_asked_for(chromium, made, root):
+    token = "öffne dich €"  # beyond what a header's letters are
     with (
-        served(made, token="open sesame", examples=examples(root)[:2]) as address,
+        served(made, token=token, examples=examples(root)[:2]) as address,
         opened(chromium, address) as (page, _),
     ):
         page.wait_for_selector("#token")
-        for given in ("wrong", "open sesame"):
+        for given in ("wrong", token):
             page.wait_for_selector("#tokenCard:not([hidden])")
             page.fill("#token", given)
             page.press("#token", "Enter")
@@ -248,7 +274,7 @@ def test_the_token_is_asked_for(chromium, made, root):
         until(page, "document.querySelector('#examples img').naturalWidth > 0")
         ask(page, "which bird")
         page.wait_for_selector("#results .passage")
-        assert "open sesame" not in page.text_content("#curl") and "$SEARCHER_TOKEN" in page.text_content("#curl")
+        assert token not in page.text_content("#curl") and "$SEARCHER_TOKEN" in page.text_content("#curl")
 
 
 def test_a_model_that_reads_text_only(chromium, tmp_path):

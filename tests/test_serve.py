@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,7 @@ def test_the_life_of_a_server(finished, name):  # noqa: F811
         assert get(port, "/info")["data"] == "vid2r" and len(get(port, "/examples")) == 6
         many_clients_and_the_memory(server, port)
         slow_senders_do_not_stop_the_others(port)
+        endless_heads_are_cut(server, port)
         it_ends_when_told_and_answers_what_it_took(server, port, name)
     finally:
         server.kill()
@@ -80,6 +82,24 @@ def slow_senders_do_not_stop_the_others(port: int) -> None:
     for connection in slow:  # who leaves in the middle leaves nothing behind
         connection.close()
     assert serving.drive(port, [serving.multipart("which bird", None, 3)], 4, 8).statuses == [200] * 8
+
+
+def endless_heads_are_cut(server, port: int) -> None:
+    """What is no body has no other limit, token or not: before all else the server would keep all of it."""
+    chunked = (
+        b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    before = serving.resident(server.pid)
+    for begun, more in (
+        (b"GET /", b"a"), (b"GET / HTTP/1.1\r\nx: ", b"a"), (b"GET / HTTP/1.1\r\n", b"a: b\r\n"),
+        (chunked + b"2\r\n{}\r\n0\r\n", b"a: b\r\n"), (chunked + b"2;", b"x"),
+    ):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", port)) as connection, pytest.raises(OSError):
+            connection.sendall(begun)
+            for _ in range(200):
+                connection.sendall(more * (500_000 // len(more)))
+    assert serving.resident(server.pid) - before < 30 << 20
+    assert get(port, "/health")["status"] == "ok"
 
 
 def it_ends_when_told_and_answers_what_it_took(server, port: int, name: signal.Signals) -> None:
@@ -135,9 +155,14 @@ def test_replies_leave_in_one_piece():
 @pytest.mark.parametrize(("words", "environment", "message"), [
     (["--run", "nowhere"], {}, "'nowhere' is not a run's folder"),
     (["--max_mb", "0"], {}, "the limit max_bytes is 0"),
+    (["--max_mb", "inf"], {}, "--max_mb inf is no limit"),
+    (["--timeout", "nan"], {}, "--timeout nan is no limit"),
     (["--batch", "-1"], {}, "the limit batch is -1"),
     ([], {"SEARCHER_TOKEN": "short"}, "SEARCHER_TOKEN has 5 letters; make it 8 or more"),
     ([], {"SEARCHER_TOKEN": ""}, "SEARCHER_TOKEN has 0 letters"),
+    ([], {"SEARCHER_TOKEN": "long enough "}, "SEARCHER_TOKEN begins or ends with a blank"),
+    (["--allow_origin", "localhost:3000"], {}, "--allow_origin localhost:3000: browsers send http"),
+    (["--allow_origin", "http://localhost:3000/"], {}, "and no path"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(words, environment, message, monkeypatch):
     for name, value in environment.items():
@@ -179,6 +204,29 @@ def test_its_page_names_every_option_and_route():
     found = set(re.findall(r"app\.(?:get|post)\(\s*\"(/[a-z]*)", inspect.getsource(app))) - {"/", "/static/"}
     assert found >= {"/search", "/explain", "/upload", "/health"}
     assert not [route for route in found if route not in text]
+
+
+def test_the_demo_script_from_elsewhere(tmp_path):
+    """It asks nothing of where it is called, and help trains nothing. Python and the quickstart are stand-ins here."""
+    scripts, programs = tmp_path / "copy" / "scripts", tmp_path / "copy" / "bin"
+    for folder in (scripts, programs):
+        folder.mkdir(parents=True)
+    real = Path(__file__).parent.parent / "scripts" / "demo.sh"
+    shutil.copy(real, scripts)
+    (scripts / "env.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."; PATH="$PWD/bin:$PATH"; install() { :; }')
+    (scripts / "quickstart.sh").write_text("echo trained")
+    (programs / "python").write_text('#!/bin/sh\necho "$@"')
+    (programs / "python").chmod(0o755)
+    said = "-m runs.serve --run experiments/quickstart/image+question"
+    environment = {name: value for name, value in os.environ.items() if name != "OUT"}
+    for words, wanted in (
+        ([], ["trained", said]), (["--port", "1"], ["trained", f"{said} --port 1"]), (["-h"], [f"{said} -h"]),
+        (["--run", "mine"], ["-m runs.serve --run mine"]), (["--check"], [f"{said} --check"]),
+    ):  # fmt: skip
+        done = subprocess.run(
+            ["bash", "copy/scripts/demo.sh", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.splitlines() == wanted, done.stderr
 
 
 def test_the_demo_script():

@@ -82,9 +82,12 @@ def decode(ref: ImageRef, data: bytes | None = None, draft: int | None = None) -
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
+        out = np.empty((image.height, image.width), np.uint8)
+        values = np.asarray(image)
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
-        return Image.fromarray((np.clip(values / top, 0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+        for row, line in zip(out, values):  # row by row: large scans are many times as large in float64
+            row[:] = (np.clip(line.astype(np.float64) / top, 0, 1) * 255).round()
+        return Image.fromarray(out).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -17,10 +17,10 @@ async function call(path, options = {}) {
     throw new Error("The server cannot be reached. Is it still running?");
   }
   if (reply.ok) return reply;
-  let detail = "The server answered with status " + reply.status + ".";
+  let detail = reply.status === 413 ? "The picture is too large." : "The server answered with status " + reply.status + ".";
   try { detail = (await reply.json()).detail || detail; } catch { /* no JSON: a proxy's own page */ }
   if (reply.status === 401) { $("tokenCard").hidden = false; $("token").focus(); }
-  throw new Error(reply.status === 413 && !detail ? "The picture is too large." : detail);
+  throw new Error(detail);
 }
 function form(entry, more = {}) {
   const body = new FormData();
@@ -46,6 +46,7 @@ $("file").onchange = () => { const file = $("file").files[0]; if (file) setImage
 $("remove").onclick = () => { showImage(null); $("file").focus(); };
 for (const kind of ["dragover", "dragleave", "drop"]) {
   addEventListener(kind, event => {
+    if (!event.dataTransfer.types.includes("Files")) return;  // words go into the question as everywhere
     event.preventDefault();                      // a picture that misses the frame must not replace the page
     $("drop").classList.toggle("over", kind === "dragover");
     const file = kind === "drop" && event.dataTransfer.files[0];
@@ -54,6 +55,8 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 }
 addEventListener("paste", event => {
   const file = [...event.clipboardData.files].find(f => f.type.startsWith("image/"));
+  // Office programs add a picture of copied words; files have a name as text beside them, but no HTML.
+  if (["text/plain", "text/html"].every(type => event.clipboardData.types.includes(type))) return;
   if (file) { event.preventDefault(); setImage(file, "pasted." + file.type.split("/")[1]); }
 });
 
@@ -270,7 +273,8 @@ function example({question, image}) {
 }
 $("tokenForm").onsubmit = event => {
   event.preventDefault();
-  ui.token = $("token").value.trim(); $("tokenCard").hidden = true; problem();
+  ui.token = String.fromCharCode(...new TextEncoder().encode($("token").value.trim()));  // a header holds bytes
+  $("tokenCard").hidden = true; problem();
   begin().catch(error => problem(error.message));
 };
 begin().catch(error => problem(error.message));
