@@ -43,8 +43,9 @@ class Batch:
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         images = None
         if self.images is not None:
-            spans = [torch.arange(self.offsets[i], self.offsets[i + 1], device=device) for i in index.tolist()]
-            picked = torch.cat(spans) if spans else index[:0]
+            # Image j of the selection is image j + shift of the batch. Without a loop, which would wait for a GPU.
+            shift = torch.repeat_interleave(self.offsets[index] - offsets[:-1], counts)
+            picked = torch.arange(len(shift), device=device) + shift
             images = self.images.select(picked) if len(picked) else None
         return Batch({k: v[index.to(v.device)] for k, v in self.tensors.items()}, images, offsets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,22 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.unlink(tmp)
         raise
     _sync_folder(path.parent)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line (without its end) to a diary, whole or not at all: a full disk might take half of it.
+
+    Errors: OSError, and the file is as before.
+    """
+    data = f"{line}\n".encode()
+    with open(path, "ab", buffering=0) as handle:
+        before = os.fstat(handle.fileno()).st_size
+        try:
+            if handle.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            handle.truncate(before)
+            raise
 
 
 @contextlib.contextmanager

@@ -88,13 +88,13 @@ def visual_features(cfg, retriever, data):
 
 
 def text_states(cfg, retriever, data, out: Path):
-    """The frozen text trunk's states: every passage once on disk, queries remembered in memory. None when it trains."""
-    from training.states import for_training
+    """The frozen text trunk's states, when asked for: every passage once on disk, queries remembered in memory."""
+    from training.states import for_training, frozen_key
 
-    retriever.stage = "train"
-    key = retriever.frozen_text_key("document")
-    if key is None:
+    if not cfg.train.cache_text_states:
         return None
+    retriever.stage = "train"
+    key = frozen_key(retriever, "document")  # a UserError when the trunk trains
     return for_training(retriever, corpus_of(data, data.train_split), cfg.train, states_folder(out, key))
 
 

@@ -21,7 +21,8 @@ from training.batches import Collator, Order
 from training.config import Config
 from training.loop import fit
 from training.objective import Contrastive
-from training.parallel import StepModule, quiet, train_mode, wrap
+from training.parallel import StepModule, find_unused, quiet, train_mode, wrap
+from training.schedule import trainable
 from training.tracker import read
 
 FITS = {
@@ -199,6 +200,18 @@ def test_modalities_may_be_missing_on_one_process(pair):
     a, b = (torch.load(pair / "mixed" / f"rank{r}.pt") for r in (0, 1))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["image.weight"], toy().image.weight)
+
+
+@pytest.mark.parametrize(("images_every", "frozen", "looks"), [(1, [], False), (3, [], True), (0, [], True),
+                                                               (0, ["trunk", "linear"], True)])  # fmt: skip
+def test_when_a_later_batch_may_leave_a_part_out(images_every, frozen, looks):
+    """Images everywhere: no. For some queries only: a later batch may have none. None: the image part is unused, also
+    where nothing else learns and the first batch has no gradient at all."""
+    retriever = toy(frozen=frozen)
+    batch = Collator(Order(ToyDataset(image_every=images_every), "train", 8), retriever, ToyVisual())[0]
+    module = StepModule(retriever, Contrastive())
+    assert find_unused(module, batch, trainable(retriever), torch.device("cpu"), "fp32") == looks
+    assert all(p.grad is None for p in retriever.parameters())
 
 
 @pytest.mark.parametrize(("device", "cuda", "backend"), [

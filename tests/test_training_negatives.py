@@ -273,10 +273,33 @@ def test_patience_ends_the_run_and_a_resumed_one_remembers(tmp_path):
     assert more.step == 11 and not more.early
 
 
+def test_one_document_in_all_is_no_comparison(tmp_path):
+    with pytest.raises(UserError, match="leaves no negatives"):
+        fit(ToyRetriever(), ToyDataset(), settings(tmp_path, batch_size=1))
+    assert fit(ToyRetriever(), ToyDataset(), settings(tmp_path, batch_size=1, memory=2, steps=2)).step == 2
+
+
+def test_another_metric_begins_anew(tmp_path):
+    """A resumed run may pick its best by another metric; a number of the old one says nothing about it."""
+
+    def validate(retriever):
+        return {"large": 50.0, "small": 0.5}
+
+    config = {"eval_every": 2, "eval_first": False}
+    fit(ToyRetriever(), ToyDataset(), settings(tmp_path, steps=2, **config), validate=validate)
+    again = settings(tmp_path, steps=4, metric="small", **config)
+    assert fit(ToyRetriever(), ToyDataset(), again, validate=validate).best["metric"] == "small"
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text())["step"] == 4
+
+
 def test_numbers_of_a_config_that_contradict():
     base = {"out": "x", "steps": 5}
     for more, said in (({"teacher_scores": "x"}, "set nways above 1"), ({"memory": 2, "gather": False}, "memory: 0"),
-                       ({"memory": 2, "false_negatives": "keep"}, "set false_negatives: mask")):  # fmt: skip
+                       ({"memory": 2, "false_negatives": "keep"}, "set false_negatives: mask"),
+                       ({"distillation": "margin_mse"}, "need teacher_scores"), ({"teacher_scale": 2.0}, "the file"),
+                       ({"patience": 2}, "set eval_every"),
+                       ({"false_negatives": "mask_same_image", "in_batch": False, "nways": 2}, "other queries' doc"),
+                       ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             check(Config, {**base, **more}, "train")
     assert np.isfinite(check(Config, base, "train").teacher_scale)

@@ -19,10 +19,11 @@ from tests.conftest import FULL
 from tests.test_training_loop import quick, same_weights, settings  # noqa: F401 (a fixture)
 from tests.toy import ToyDataset, ToyRetriever
 from training import checkpoint, parallel
+from training.bad_steps import BadSteps
 from training.batches import Order
 from training.loop import fit
 from training.objective import Contrastive
-from training.tracker import read
+from training.tracker import Tracker, read
 
 # ---- losses and gradients that are no numbers
 
@@ -134,6 +135,23 @@ def test_a_first_checkpoint_without_room_says_that_there_is_none(tmp_path, no_ro
     no_room |= {"at": 2, "size": 100}
     with pytest.raises(UserError, match=r"could not be written.*there is none yet"):
         fit(ToyRetriever(), ToyDataset(), settings(tmp_path, save_every=2, steps=6))
+
+
+def test_a_full_disk_tears_no_line_of_the_diaries_and_ends_no_run(tmp_path, capsys):
+    """Of a line that did not fit nothing stays; later ones, when there is room again, follow whole ones."""
+    track = Tracker(settings(tmp_path))
+    track.log(1, loss=0.5)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (track.path.stat().st_size + 20, before[1]))  # half a line
+    try:
+        track.log(2, loss=0.4)
+        BadSteps(tmp_path, 3).bad(2, float("nan"), 1.0, lambda: ["q" * 300])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    track.log(3, loss=0.3)
+    assert [row["step"] for row in read(track.path)] == [1, 3]
+    said = capsys.readouterr().err
+    assert "lacks a line of step 2" in said and "bad_steps.jsonl' could not be written" in said and "qqq" in said
 
 
 # ---- signals
@@ -251,3 +269,70 @@ def test_runs_killed_at_random_moments_end_with_the_same_weights(tmp_path):
         rows = [r["step"] for r in read(out / "metrics.jsonl") if "loss" in r]
         assert rows == list(range(1, 8)), line
         assert not [p for p in (out / "checkpoints").iterdir() if p.name.startswith(".")], line
+
+
+# ---- signals while batches are made ahead, and while a validation is due
+
+GROUP = """
+import os, subprocess, sys, time
+import torch
+torch.set_num_threads(1)
+from core.config import check
+from tests.toy import ToyDataset, ToyRetriever
+from training import checkpoint, tracker
+from training.config import Config
+from training.loop import fit
+
+tracker.plot = lambda rows, path: None
+asked = []
+
+class Signalled(ToyRetriever):
+    def encode_queries(self, batch):
+        asked.append(1)
+        if len(asked) == 6:
+            kill = ["kill", "-TERM", "--", str(-os.getpgid(0))]
+            subprocess.run(kill, start_new_session=True, check=True)
+            time.sleep(0.5)
+        return super().encode_queries(batch)
+
+config = {"out": sys.argv[1], "steps": 60, "batch_size": 4, "device": "cpu", "num_workers": 2}
+done = fit(Signalled(), ToyDataset(size=400), check(Config, config, "train"))
+print(done.stopped, checkpoint.steps(sys.argv[1]) == [done.step])
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_workers_for_the_checkpoint(tmp_path):
+    """As torchrun, Slurm and a terminal send it. Workers that died of it would end the run before it has saved."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP, str(tmp_path)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, start_new_session=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_a_signal_does_not_wait_for_a_validation_which_the_resumed_run_makes_up_for(tmp_path):
+    def run(name, signalled):
+        seen, model = [], ToyRetriever()
+        config = settings(tmp_path / name, steps=6, eval_every=2, eval_first=False)
+
+        def validate(retriever):
+            seen.append(round(float(sum(p.double().abs().sum() for p in retriever.parameters())), 9))
+            return {"m": float(len(seen))}
+
+        class Last(Contrastive):
+            def after_step(self):
+                self.n = getattr(self, "n", 0) + 1
+                if signalled and self.n == 3:  # travels at the end of step 4, after which a validation is due
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        outcome = fit(model, ToyDataset(), config, validate=validate, objective=Last())
+        if signalled:
+            assert outcome.stopped and outcome.step == 4 and len(seen) == 1
+            model = ToyRetriever(seed=3)
+            fit(model, ToyDataset(), config, validate=validate)
+        rows = [row["step"] for row in read(tmp_path / name / "metrics.jsonl") if "valid/m" in row]
+        assert rows == [2, 4, 6]
+        return seen, model
+
+    (whole, a), (parts, b) = run("whole", False), run("parts", True)
+    assert whole == parts and same_weights(a, b)

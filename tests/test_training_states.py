@@ -1,6 +1,7 @@
 """Stored states of a frozen trunk: same training, resumable building, nobody else's values."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from core.config import check
 from core.errors import UserError
 from core.store import Store
+from runs import training
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever
 from training.config import Config
 from training.loop import fit
@@ -113,3 +115,12 @@ def test_training_with_states_equals_training_without(tmp_path):
     run("resumed", True, steps=3)
     assert torch.equal(run("resumed", True), cached)
     assert set(sides) == {"query"}  # documents came from the store
+
+
+def test_states_of_a_trunk_that_trains_are_refused_by_the_run_too(tmp_path):
+    """Not left out in silence, which would cost the time they were meant to save."""
+    cfg = SimpleNamespace(train=SimpleNamespace(cache_text_states=True))
+    with pytest.raises(UserError, match="cache_text_states: false or freeze it"):
+        training.text_states(cfg, ToyRetriever(), ToyDataset(), tmp_path)
+    cfg.train.cache_text_states = False
+    assert training.text_states(cfg, ToyRetriever(), ToyDataset(), tmp_path) is None

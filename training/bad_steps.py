@@ -15,6 +15,7 @@ from pathlib import Path
 
 from core import distributed
 from core.errors import UserError
+from core.files import append_line
 
 FILE = "bad_steps.jsonl"
 
@@ -44,8 +45,10 @@ class BadSteps:
         said = f"step {step}: the loss is {loss}, the gradient norm {norm}"
         if distributed.is_main():
             row = {"step": step, "time": round(time.time(), 3), "loss": str(loss), "grad_norm": str(norm)}
-            with open(self.out / FILE, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({**row, "queries": asked}, ensure_ascii=False) + "\n")
+            try:
+                append_line(self.out / FILE, json.dumps({**row, "queries": asked}, ensure_ascii=False))
+            except OSError as error:
+                print(f"'{self.out / FILE}' could not be written ({error}); queries: {asked}.", file=sys.stderr)
             print(f"{said}; skipped, {self.total} so far (its queries: {self.out / FILE}).", file=sys.stderr)
         if self.in_row >= self.most:
             often = f", as in the {self.in_row - 1} before it" if self.in_row > 1 else ""

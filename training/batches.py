@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -170,6 +173,7 @@ def stream(
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 multiprocessing_context=context,
+                worker_init_fn=leave_signals_to_the_run,
                 generator=torch.Generator(),  # its own, so that the loader draws nothing from the training RNG
             )
         )
@@ -177,6 +181,25 @@ def stream(
         if isinstance(item, UserError):
             raise item
         yield item
+
+
+def leave_signals_to_the_run(number: int) -> None:
+    """In a worker process: only the process that started it can end it.
+
+    Schedulers, torchrun and terminals signal a whole group of processes. The run answers with a checkpoint, which would
+    fail if its workers were gone by then. (They end by themselves when the run is no more.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS, Windows
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey, daemon=True).start()
 
 
 def document_keys(examples: Sequence[Example], nways: int) -> Tensor:

@@ -89,7 +89,7 @@ class Config(Strict):
     find_unused: Literal["auto", "always"] = Field(
         "auto",
         description="several processes: look in every step for parameters without gradient; auto: only when the first "
-        "batch has one. always: for data that mix modalities, where a batch may leave a part out",
+        "batch has one, or has items with and without images. always: where later batches leave other parts out",
     )
 
     # Input.
@@ -134,6 +134,12 @@ class Config(Strict):
             )
         if self.teacher_scores is not None and self.nways == 1:
             raise ValueError("teacher_scores say how a query's documents compare; set nways above 1")
+        if self.teacher_scores is None and (self.distillation != "kl" or self.teacher_scale != 1.0):
+            raise ValueError("distillation and teacher_scale need teacher_scores; give the file or leave them out")
+        if self.false_negatives == "mask_same_image" and not self.in_batch:
+            raise ValueError("mask_same_image is about other queries' documents; set in_batch: true or mask")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("patience counts validations, and there is one only at the end; set eval_every")
         if self.parallel == "fsdp" and (self.unit_tokens is not None or self.compile or self.lora is not None):
             raise ValueError("parallel: fsdp goes without unit_tokens, compile and lora; unset these or take ddp")
         if any(factor < 0 for factor in self.lr_scale.values()):

@@ -134,6 +134,7 @@ class Run:
         self.meter = meter.Meter(self.device, self.total)
         self.best: dict | None = None
         self.since_best = 0  # validations
+        self.owed = False  # a signal came before the validation of the last step: the resumed run makes up for it
         self.metrics: dict[str, float] = {}
         self.saved: Path | None = None
         self.asked = self.stop = False  # this process got a signal; all processes know
@@ -161,7 +162,7 @@ class Run:
         self.tracker.resume(self.step)
         train_mode(self.module)
         self.meter.flops = Flops(self.retriever, first, self.device, self.config.precision)
-        if self.step == 0 and self.config.eval_first:
+        if self.owed or (self.step == 0 and self.config.eval_first):
             self._validate()
         with self._bar() as bar, self._changed_layers():
             model = self._parallel(first)
@@ -287,7 +288,8 @@ class Run:
         if self.step % config.log_every == 0 or done:
             self.tracker.log(self.step, epoch=self.epoch, **numbers, **self.meter.take(self.step))
         measured = done or (config.eval_every is not None and self.step % config.eval_every == 0)
-        if measured and self.validate is not None:
+        self.owed = measured and self.stop and not done  # who sent the signal may not wait for a validation
+        if measured and not self.owed:
             self._validate()
         save_every = config.save_every or config.eval_every
         due = done or self.stop or self._is_enough() or self._is_best()
@@ -309,6 +311,7 @@ class Run:
 
     def _validate(self) -> None:
         """Measure, log, remember the best. Random states are put back: measuring never changes the training."""
+        self.owed = False
         if self.validate is None:
             return
         before = checkpoint.rng_state()
@@ -327,7 +330,8 @@ class Run:
         if not self.step:
             return
         self.since_best += 1
-        if self.best is None or self.metrics[name] > self.best["value"]:
+        other = self.best is not None and self.best["metric"] != name  # a resumed run may be asked for another one
+        if self.best is None or other or self.metrics[name] > self.best["value"]:
             self.best = {"step": self.step, "metric": name, "value": self.metrics[name]}
             self.since_best = 0
 

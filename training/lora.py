@@ -45,7 +45,7 @@ def adapted(retriever: nn.Module, config: Lora | None, seed: int) -> Iterator[No
         yield
         return
     learned = {name: p.requires_grad for name, p in retriever.named_parameters()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU
         torch.manual_seed(seed)
         _adapt(retriever, config, learned)
     try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.batch import Batch
+from core.errors import UserError
 from core.tokens import TokenBatch
 from training.batches import TrainBatch
 from training.config import Config
@@ -123,6 +124,10 @@ class Contrastive(Objective):
 
 
 def from_config(config: Config) -> Objective:
+    """The contrastive objective of ``train``. A batch of one document on all processes together is an error."""
+    queries = config.batch_size * (distributed.world() if config.gather else 1)
+    if config.in_batch and queries * config.nways == 1 and not config.memory:
+        raise UserError("train.batch_size 1 on one process leaves no negatives; raise train.batch_size or train.nways.")
     return Contrastive(
         config.in_batch,
         config.gather,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -78,11 +79,13 @@ def wrap(module: StepModule, device: torch.device, find_unused: bool) -> nn.Modu
     image part in a batch without images) would stall it, unless it looks for such parts in every step
     (``find_unused``). Freezing them instead would be wrong where only some batches do without them.
     """
+    names = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has renamed one
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # equal from the start; frozen parts do not change theirs
         find_unused_parameters=find_unused,
+        **{buffers: False},  # equal from the start; frozen parts do not change theirs
     )
 
 
@@ -96,11 +99,15 @@ def quiet(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
 def find_unused(
     module: StepModule, batch: TrainBatch, named: list[tuple[str, nn.Parameter]], device: torch.device, precision: str
 ) -> bool:
-    """Whether some parameter gets no gradient: one pass over the first batch, whose traces are wiped."""
+    """Whether some parameter gets no gradient now or later: a pass over the first batch, whose traces are wiped.
+
+    Where some items of the first batch have images and others have none, a later batch may have none at all.
+    """
     before, remembered = checkpoint.rng_state(), deepcopy(module.objective.state_dict())
     with autocast(device, precision):
         losses = module(batch.to(device))
-    losses["loss"].backward()
+    if losses["loss"].requires_grad:  # else all are without: the step itself says what that means
+        losses["loss"].backward()
     names = [name for name, p in named if p.grad is None]
     for _, parameter in named:
         parameter.grad = None
@@ -109,7 +116,8 @@ def find_unused(
     names = sorted({n for part in distributed.gather_objects(names) for n in part})
     if names and distributed.is_main():
         print(f"{len(names)} parameters get no gradient, such as {names[0]}; DDP looks for them.", file=sys.stderr)
-    return bool(names)
+    mixed = any(0 < int((side.image_counts > 0).sum()) < len(side) for side in (batch.queries, batch.documents))
+    return bool(names) or any(distributed.gather_objects(mixed))
 
 
 def mean_over_processes(numbers: dict[str, Tensor], device: torch.device) -> dict[str, float]:

@@ -24,7 +24,7 @@ def save(run: Run) -> None:
         "objective": run.objective.state_dict(),
         "position": {"epoch": run.epoch, "within": run.within},
         "best": run.best,
-        "counts": {"bad": run.bad.state(), "since_best": run.since_best},
+        "counts": {"bad": run.bad.state(), "since_best": run.since_best, "owed": run.owed},
         "config": run.config.model_dump(),
         "made_by": same_run.made_by(run.provenance),
         "world": distributed.world(),
@@ -66,7 +66,7 @@ def take_up(run: Run) -> None:
     run.epoch, run.within = state["position"]["epoch"], state["position"]["within"]
     if "counts" in state:  # absent in checkpoints from before there were any
         run.bad.load(state["counts"]["bad"])
-        run.since_best = state["counts"]["since_best"]
+        run.since_best, run.owed = state["counts"]["since_best"], state["counts"].get("owed", False)
     checkpoint.set_rng_state(state["rng"][distributed.rank()])
     if distributed.is_main():
         print(f"resuming after step {run.step} of {run.total} ({run.saved}).", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import Any
 
 from core import distributed
 from core.errors import UserError
-from core.files import atomic_file
+from core.files import append_line, atomic_file
 from training.config import Config
 
 
@@ -54,8 +54,10 @@ class Tracker:
         if not self.active:
             return
         numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, "time": round(time.time(), 3), **numbers}) + "\n")
+        try:
+            append_line(self.path, json.dumps({"step": step, "time": round(time.time(), 3), **numbers}))
+        except OSError as error:  # a run must not die of its diary; a checkpoint without room will end it in order
+            print(f"'{self.path}' lacks a line of step {step}, which could not be written ({error}).", file=sys.stderr)
         if self._wandb is not None:
             self._wandb.log({"step": step, **numbers})
         if self._tensorboard is not None:
