@@ -78,7 +78,7 @@ def open_start(bench: Bench):
     """The untrained retriever, its trunk frozen so that states can be stored, and the states of all leads."""
     retriever = open_retriever(bench.cfg.run.init)
     retriever.config = bench.cfg.model.model_copy(update={"fresh": []})
-    retriever.freeze(["text", "linear"])
+    retriever.freeze(["text"])  # not the projection: finished rows would be stored in place of the tower's states
     with autocast(CPU, bench.precision):
         store = build_states(retriever, bench.documents, bench.out / "states")
     return retriever, TextStates(retriever, store)

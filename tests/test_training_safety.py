@@ -163,6 +163,7 @@ def test_one_sigterm_passed_on_twice_is_one_and_a_later_one_is_meant(monkeypatch
     monkeypatch.setattr(parallel.time, "monotonic", lambda: clock[0])
     stopped = []
     before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs this behind "&"
     try:
         with parallel.on_signal(lambda: asked.append(1)):
             for wait in (0, 1, 5, 20):
@@ -176,6 +177,7 @@ def test_one_sigterm_passed_on_twice_is_one_and_a_later_one_is_meant(monkeypatch
                 time.sleep(1)
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 # ---- kills at any moment
