@@ -29,7 +29,7 @@ def written(path, values, kind: str):
     else:
         raw = json.dumps(values, ensure_ascii=False, indent=None if kind == "dense" else 2)
     raw = ("\ufeff" if kind == "marked" else "").encode() + raw.encode()
-    path.write_bytes(gzip.compress(raw) if kind == "packed" else raw)
+    path.write_bytes(gzip.compress(raw, mtime=0) if kind == "packed" else raw)
     return path
 
 
@@ -76,9 +76,9 @@ def test_a_list_of_any_length_is_read_through_a_small_window(tmp_path, monkeypat
         (b'[{"a": 1}] x', "byte 11, behind 1 conversations .*behind the end"),
         (b"  ", "is empty"),
         (b'{\n "a": [1]\n}', "neither a JSON array nor JSON lines"),
-        (gzip.compress(b"[" + b"1, " * 99)[:-9], "is damaged .*download it again"),
-        (gzip.compress(b"[1, 2, 3]")[:-8] + bytes(8), "is damaged .*CRC"),
-        (gzip.compress(b"[1, 2, 3]")[:10] + b"\xff" * 9, "is damaged .*decompressing"),
+        (gzip.compress(b"[" + b"1, " * 99, mtime=0)[:-9], "is damaged .*download it again"),
+        (gzip.compress(b"[1, 2, 3]", mtime=0)[:-8] + bytes(8), "is damaged .*CRC"),
+        (gzip.compress(b"[1, 2, 3]", mtime=0)[:10] + b"\xff" * 9, "is damaged .*decompressing"),
     ],
 )
 def test_broken_json_is_named_with_its_position(tmp_path, raw, message):
@@ -273,7 +273,7 @@ def test_knowledge_bases(tmp_path):
     rows = [{"wikidata_id": "Q1", "wikipedia_title": "T", "wikipedia_content": " One. "}, {"id": 7, "text": "Two."},
             {"wikidata_id": "Q1", "wikipedia_content": None}]  # fmt: skip
     raw = "\n".join(map(json.dumps, rows)).encode()
-    (tmp_path / "kb.jsonl.gz").write_bytes(gzip.compress(raw))
+    (tmp_path / "kb.jsonl.gz").write_bytes(gzip.compress(raw, mtime=0))
     base = KnowledgeBase(tmp_path / "kb.jsonl.gz")
     assert list(base) == [Document("0", "One.", title="T"), Document("1", "Two."), Document("2", "")]
     assert [d.id for d in base] == ["0", "1", "2"] and [d.meta["kb_id"] for d in base] == ["Q1", "7", "Q1"]
