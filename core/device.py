@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -35,6 +36,21 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+@contextlib.contextmanager
+def tf32(wanted: bool) -> Iterator[None]:
+    """Products of float32 matrices on CUDA may round their factors to 10 bits meanwhile (bf16: to 7)."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if not wanted or before == "tf32":
+        yield
+        return
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def encoding_precision(wanted: str, device: torch.device) -> str:

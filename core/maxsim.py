@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -22,19 +24,36 @@ def maxsim(queries: TokenBatch, documents: TokenBatch, budget_bytes: int = BUDGE
     are never the maximum. A document without any row scores 0 (rankings put it behind every other document; see
     ``index``). Sums are taken in float32 whatever the inputs' dtype. Documents are taken in chunks so that no more
     than ``budget_bytes`` of similarities exist at once; values and gradients do not depend on it. For the backward
-    pass one or two bytes per query row and document are kept (``kept_bytes``).
+    pass one or two bytes per query row and document are kept (``kept_bytes``). On CUDA with Triton similarities never
+    exist in memory (``core.maxsim_triton``).
     """
     q, d = queries.embeddings, documents.embeddings.to(queries.embeddings.dtype)
-    return _MaxSim.apply(q, queries.mask, d, documents.mask, budget_bytes)
+    return _function(q, len(d)).apply(q, queries.mask, d, documents.mask, budget_bytes)
+
+
+def _function(q: Tensor, documents: int) -> type[torch.autograd.Function]:
+    """The kernels where they can run; an empty side, and rows wider than a tile, are left to torch."""
+    if q.is_cuda and q.numel() and documents and _has_triton():
+        from core.maxsim_triton import LARGEST_DIM, FusedMaxSim
+
+        if q.shape[2] <= LARGEST_DIM and q.element_size() <= 4:
+            return FusedMaxSim
+    return _MaxSim
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """It comes with torch's CUDA builds for Linux, not with those for Windows."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def kept_bytes(query_rows: int, documents: int, document_rows: int) -> int:
     """What ``maxsim`` keeps until its backward pass, beside its inputs: for each query row which row of each document
     was the best."""
-    return query_rows * documents * _index_type(document_rows).itemsize
+    return query_rows * documents * index_type(document_rows).itemsize
 
 
-def _index_type(rows: int) -> torch.dtype:
+def index_type(rows: int) -> torch.dtype:
     """The smallest integers that can number the rows of a document."""
     return next(t for t in (torch.uint8, torch.int16, torch.int32) if rows - 1 <= torch.iinfo(t).max)
 
@@ -52,9 +71,9 @@ class _MaxSim(torch.autograd.Function):
         (bq, tq, dim), (bd, td, _) = q.shape, d.shape
         scores = q.new_empty(bq, bd, dtype=torch.float32)
         learns = any(ctx.needs_input_grad)
-        where = torch.empty(bq * tq if learns else 0, bd, dtype=_index_type(td), device=q.device)
+        where = torch.empty(bq * tq if learns else 0, bd, dtype=index_type(td), device=q.device)
         rows = q.flatten(0, 1)
-        for part in _chunks(bd, budget_bytes, len(rows) * td * q.element_size()):
+        for part in chunks(bd, budget_bytes, len(rows) * td * q.element_size()):
             sims = (rows @ d[part].reshape(-1, dim).T).view(len(rows), -1, td)
             sims.masked_fill_(~d_mask[part], torch.finfo(sims.dtype).min)
             best, index = sims.max(-1)
@@ -75,7 +94,7 @@ class _MaxSim(torch.autograd.Function):
         rows, grad = q.flatten(0, 1), grad.masked_fill(~d_mask.any(-1), 0.0)
         grad_q = torch.zeros_like(rows) if to_q else None
         grad_d = torch.empty_like(d) if to_d else None
-        for part in _chunks(bd, ctx.budget_bytes, 40 * len(rows)):  # int64 indices, their sort, weights
+        for part in chunks(bd, ctx.budget_bytes, 40 * len(rows)):  # int64 indices, their sort, weights
             flat = d[part].flatten(0, 1)
             count = where[:, part].shape[1]
             # [R, chunk]: the row of flat that won
@@ -93,7 +112,7 @@ class _MaxSim(torch.autograd.Function):
         return None if grad_q is None else grad_q.view_as(q), None, grad_d, None, None
 
 
-def _chunks(count: int, budget_bytes: int, each: int) -> Iterator[slice]:
+def chunks(count: int, budget_bytes: int, each: int) -> Iterator[slice]:
     """Slices of ``range(count)`` whose items, of ``each`` bytes, stay in the budget (one item at least)."""
     size = max(1, budget_bytes // max(1, each))
     return (slice(start, min(start + size, count)) for start in range(0, count, size))

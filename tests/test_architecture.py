@@ -22,8 +22,8 @@ ALLOWED = {
     "train_retrieval": {"core", "runs", *ROOMS},
     "compat": {"core", "compat", "runs", *ROOMS},
 }
-CORE_THIRD_PARTY = {"torch", "numpy", "omegaconf", "pydantic", "tqdm", "yaml"}
-"""yaml comes with OmegaConf; tqdm draws the progress bars of every room."""
+CORE_THIRD_PARTY = {"torch", "numpy", "omegaconf", "pydantic", "tqdm", "triton", "yaml"}
+"""yaml comes with OmegaConf, triton with torch where there is CUDA; tqdm draws the progress bars of every room."""
 OURS = {"core", "runs", *ROOMS, "train_retrieval", "searcher", "compat"}
 COMMANDS = sorted(
     m.name

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.batch import Batch
+from core.device import tf32
 from core.errors import UserError
 from core.tokens import TokenBatch
 from training.batches import TrainBatch
@@ -80,7 +81,8 @@ class Contrastive(Objective):
             return self._losses(taken, candidates, keys, first, batch.nways, encode.temperature(), teacher)
 
         # Scores are sums over many rows: bf16 would round away the differences that the loss is about.
-        with torch.autocast(queries.embeddings.device.type, enabled=False):
+        kind = queries.embeddings.device.type
+        with tf32(kind == "cuda" and torch.is_autocast_enabled(kind)), torch.autocast(kind, enabled=False):
             losses = in_slices(loss, queries, documents, slice_size(queries, documents))
         if self.memory is not None and self.training:
             self.memory.add(fresh, fresh_keys)
