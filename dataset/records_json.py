@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ def read_records(path: str | Path, needed: Sequence[str], id_field: str = "id") 
 def read_passages(path: str | Path) -> list[Document]:
     """A passages file (see ``dataset.lines``) that is small enough to be held."""
     return list(LineCorpus(path))
+
+
+def limited(passages: Sequence[Document], needed: Collection[str], limit: int) -> list[Document]:
+    """The passages whose ids are ``needed`` and the first ``limit`` others, in their order."""
+    others = islice((d.id for d in passages if d.id not in needed), limit)
+    keep = {*needed, *others}
+    return [d for d in passages if d.id in keep]
 
 
 def is_json_list(path: str | Path) -> bool:

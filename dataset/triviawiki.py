@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.files import read_json
 from core.records import Document, Example, ImageRef, Query
 from dataset.draw import Draws
-from dataset.records_json import read_passages, read_records
+from dataset.records_json import limited, read_passages, read_records
 
 
 class Config(Strict):
@@ -63,9 +63,7 @@ class TriviaWiki:
             return self._passages
         splits = (self.train_split, self.valid_split, *self.test_splits)
         needed = {title for split in splits for r in self._records(split) for title in r["positives"]}
-        others = [d.id for d in self._passages if d.id not in needed][: self.config.limit]
-        keep = needed.union(others)
-        return [d for d in self._passages if d.id in keep]
+        return limited(self._passages, needed, self.config.limit)
 
     def queries(self, split: str) -> Sequence[Query]:
         return [self._query(r) for r in self._records(split)]

@@ -21,7 +21,7 @@ from core.errors import UserError
 from core.files import read_json
 from core.records import Document, Example, ImageRef, Query
 from dataset.draw import Draws, Modality, restrict
-from dataset.records_json import read_passages, read_records
+from dataset.records_json import limited, read_passages, read_records
 
 
 class Config(Strict):
@@ -62,9 +62,7 @@ class WikiLens:
         if self.config.limit is None:
             return self._passages
         needed = {r["positive"] for split in self._splits for r in self._records(split)}
-        others = [d.id for d in self._passages if d.id not in needed][: self.config.limit]
-        keep = needed.union(others)
-        return [d for d in self._passages if d.id in keep]
+        return limited(self._passages, needed, self.config.limit)
 
     def queries(self, split: str) -> Sequence[Query]:
         return [self._query(r, r["question"]) for r in self._records(split)]

@@ -38,6 +38,13 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namesp
     return args
 
 
+def at_least(lowest: int, /, **given: int | None) -> None:
+    """A UserError for the first of these options that was given and is below ``lowest``."""
+    for name, value in given.items():
+        if value is not None and value < lowest:
+            raise UserError(f"--{name} {value}: give {lowest} or more.")
+
+
 def nothing_to_limit(limit: int | None, why: str) -> None:
     """The note of a command to whose work --limit has no meaning."""
     if limit is not None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.cli import dead_flag, main
+from core.cli import main
 from core.errors import UserError
-from runs.common import check_option, parse, parser, plan
+from runs.common import at_least, parse, parser, plan
+from runs.recipe_options import job_options, note_ranks, search_options
 
 TEMPLATES = ("clean", "legacy-mire", "legacy-xknow")
 
@@ -29,43 +30,28 @@ def arguments():
     made.add_argument("--save_path", required=True)
     made.add_argument("--n_cands", type=int, default=3, help="articles per response (%(default)s)")
     made.add_argument("--indexing", action="store_true", help="build the index, or go on with it, when it is not there")
+    made.add_argument("--index", help="its folder (default experiments/infoseek/indexes/infoseek.nbits=<n_bits>)")
     made.add_argument("--remove_bracket", action="store_true", help='"Title: response without brackets content: ..."')
     made.add_argument("--template", default="clean", help="clean (default), legacy-mire or legacy-xknow")
-    made.add_argument("--n_bits", type=int, default=2, help="bits per dimension of the index (%(default)s)")
-    made.add_argument("--n_ranks", type=int, help="of the originals; here torchrun or --shard divide the work")
-    made.add_argument("--index", help="its folder (default experiments/infoseek/indexes/infoseek.nbits=<n_bits>)")
-    made.add_argument("--batch_size", type=int, default=256, help="responses that are encoded and searched at once")
-    made.add_argument(
-        "--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"],
-        help="of the encoder; auto: fp16 on CUDA, fp32 elsewhere",
-    )  # fmt: skip
-    made.add_argument("--shard", metavar="i/n", help="do the i-th of n shares, i from 0; the last one merges them")
-    made.add_argument("--device", help="auto, cpu, cuda, mps")
-    made.add_argument("--overwrite", action="store_true", help="replace an output of other input or options")
-    check_option(made)
+    search_options(made, "responses")
+    job_options(made)
     return made
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
-    dead_flag("--n_ranks", args.n_ranks, "start it with torchrun, or on several machines with --shard.")
+    note_ranks(args.n_ranks)
+    if args.template not in TEMPLATES:
+        raise UserError(f"--template {args.template}: there are {', '.join(TEMPLATES)}.")
+    at_least(1, batch_size=args.batch_size)
     if args.check:
         return plan(
             f"convert '{args.data_path}' into '{args.save_path}'", args.data_path, args.db_pool, args.colbert_ckpt
         )
-    if args.template not in TEMPLATES:
-        raise UserError(f"--template {args.template}: there are {', '.join(TEMPLATES)}.")
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give 1 or more.")
-    from core import distributed
     from runs import recipe, recipe_convert
 
-    distributed.init(args.device or "auto")
-    try:
-        with recipe.disk_may_be_full(args.save_path):
-            recipe_convert.run(args)
-    finally:
-        distributed.close()
+    with recipe.working(args.save_path, args.device):
+        recipe_convert.run(args)
 
 
 if __name__ == "__main__":

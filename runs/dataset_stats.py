@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.cli import main
-from runs.common import check_option, parse, parser, plan
+from runs.common import at_least, check_option, parse, parser, plan
 
 
 def arguments():
@@ -31,15 +31,13 @@ def arguments():
 
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
+    at_least(0, samples=args.samples)
     if args.check:
         return plan(f"look at '{args.file}'", args.file, args.image_dir, *args.test)
-    from core.errors import UserError
     from core.files import atomic_file, write_json
     from runs import recipe, stats_page
     from runs.stats import Stats, overlap
 
-    if args.samples < 0:
-        raise UserError(f"--samples {args.samples}: give 0 or more.")
     file = Path(args.file)
     out = Path(args.out) if args.out else file.with_name(f"{file.stem}.stats")
     with recipe.disk_may_be_full(out):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import check_option, need, parse, parser, plan
+from runs.common import at_least, need, parse, parser, plan
+from runs.recipe_options import job_options
 
 
 def arguments():
@@ -28,62 +29,46 @@ def arguments():
     made.add_argument("--least", type=int, default=32, help="negatives every question is to have (%(default)s)")
     made.add_argument("--rules", default="clean", help="clean (default), or legacy: topped up with answers and doubles")
     made.add_argument("--save_path", help="JSON list of records with negs")
-    made.add_argument("--shard", metavar="i/n", help="do the i-th of n shares, i from 0; the last one merges them")
-    made.add_argument("--device", help="auto, cpu, cuda, mps")
-    made.add_argument("--overwrite", action="store_true", help="replace an output of other input or options")
-    check_option(made)
+    job_options(made)
     return made
-
-
-def check(topk: int, least: int, rules: str) -> None:
-    from runs.recipe_negatives import RULES
-
-    if rules not in RULES:
-        raise UserError(f"--rules {rules}: there are {', '.join(RULES)}.")
-    for name, value in (("topk", topk), ("least", least)):
-        if value < 1:
-            raise UserError(f"--{name} {value}: give 1 or more.")
 
 
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     need(args.config_path, "give --config_path, the run whose data set and retriever are used.")
     save = need(args.save_path, "give --save_path, the file to write.")
+    at_least(1, topk=args.topk, least=args.least)
     import dataset
-    from core import distributed
     from core.device import pick_device
     from index import open_index
     from models.artifacts import weight_digest
     from runs import recipe, shares
     from runs.common import open_retriever, visual_source
     from runs.indexing import encoder_of, index_device
-    from runs.recipe_negatives import Mining, mine, searched
+    from runs.recipe_negatives import RULES, Mining, mine, searched
     from runs.settings import load
 
-    check(args.topk, args.least, args.rules)
+    if args.rules not in RULES:
+        raise UserError(f"--rules {args.rules}: there are {', '.join(RULES)}.")
     cfg = load(args.config_path, args.overrides, args.limit)
     checkpoint = args.checkpoint or cfg.run.out
     path = args.index or cfg.index.path or Path(cfg.run.out) / "index"
     if args.check:
         return plan(f"mine negatives of '{cfg.data.name}' in the index '{path}'", checkpoint, path)
     device = args.device or cfg.run.device
-    distributed.init(device)
-    try:
-        with recipe.disk_may_be_full(save):
-            retriever = open_retriever(checkpoint, pick_device(device))
-            data = dataset.build(cfg.data)
-            where = index_device(pick_device(device))
-            split = args.split or data.train_split
-            index = open_index(path, encoder=encoder_of(retriever, searched(data, split)), device=where)
-            cache = cfg.visual.cache if getattr(cfg.data, "modality", "") != "question" else None
-            job = {"command": "mine_negatives", "weights": weight_digest(retriever), "index": index.manifest["encoder"],
-                   "data": cfg.data.model_dump(), "split": split, "topk": args.topk, "least": args.least,
-                   "rules": args.rules}  # fmt: skip
-            work = recipe.Work(save, job, shares.shard_of(args.shard), args.overwrite)
-            mining = Mining(data, split, retriever, index, visual_source(retriever, cache))
-            mine(mining, work, args.topk, args.least, args.rules, cfg.eval.batch_size)
-    finally:
-        distributed.close()
+    with recipe.working(save, device):
+        retriever = open_retriever(checkpoint, pick_device(device))
+        data = dataset.build(cfg.data)
+        where = index_device(pick_device(device))
+        split = args.split or data.train_split
+        index = open_index(path, encoder=encoder_of(retriever, searched(data, split)), device=where)
+        cache = cfg.visual.cache if getattr(cfg.data, "modality", "") != "question" else None
+        job = {"command": "mine_negatives", "weights": weight_digest(retriever), "index": index.manifest["encoder"],
+               "data": cfg.data.model_dump(), "split": split, "topk": args.topk, "least": args.least,
+               "rules": args.rules}  # fmt: skip
+        work = recipe.Work(save, job, shares.shard_of(args.shard), args.overwrite)
+        mining = Mining(data, split, retriever, index, visual_source(retriever, cache))
+        mine(mining, work, args.topk, args.least, args.rules, cfg.eval.batch_size)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.cli import dead_flag, main
-from runs.common import check_option, parse, parser, plan
+from core.cli import main
+from runs.common import at_least, parse, parser, plan
+from runs.recipe_options import job_options, note_ranks, search_options
 
 DATA = ["data/vid2r/llava_v1_5_mix665k.json", "data/vid2r/lvis_instruct4v_220k.json"]
 
@@ -35,17 +36,8 @@ def arguments(prog: str = "python -m runs.neural_filtering", doc: str | None = N
     made.add_argument("--skip_neural", action="store_true", help="text rules only")
     made.add_argument("--save_negative", action="store_true", help="other pairs of the image as each record's negs")
     made.add_argument("--image_dir", help="also skip conversations whose image file is not in this folder")
-    made.add_argument("--n_bits", type=int, default=2, help="bits per dimension of the index (%(default)s)")
-    made.add_argument("--n_ranks", type=int, help="of the originals; here torchrun or --shard divide the work")
-    made.add_argument("--batch_size", type=int, default=256, help="texts that are encoded and searched at once")
-    made.add_argument(
-        "--precision", default="auto", choices=["auto", "fp32", "fp16", "bf16"],
-        help="of the encoder; auto: fp16 on CUDA, fp32 elsewhere",
-    )  # fmt: skip
-    made.add_argument("--shard", metavar="i/n", help="do the i-th of n shares, i from 0; the last one merges them")
-    made.add_argument("--device", help="auto, cpu, cuda, mps")
-    made.add_argument("--overwrite", action="store_true", help="replace an output of other input or options")
-    check_option(made)
+    search_options(made, "texts")
+    job_options(made)
     return made
 
 
@@ -56,24 +48,17 @@ def paths_of(args) -> list[str]:
 
 def run(argv: Sequence[str], made=None) -> None:
     args = parse(made or arguments(), argv)
-    dead_flag("--n_ranks", args.n_ranks, "start it with torchrun, or on several machines with --shard.")
+    note_ranks(args.n_ranks)
+    at_least(0, drop_len=args.drop_len)
+    at_least(1, n_cands=args.n_cands, batch_size=args.batch_size)
     paths = paths_of(args)
     if args.check:
         needed = [] if args.skip_neural else [args.colbert_ckpt]
         return plan(f"filter {', '.join(paths)} into '{args.save_path}'", *paths, *needed)
-    from core import distributed
-    from core.errors import UserError
     from runs import recipe, recipe_filter
 
-    for name in ("drop_len", "n_cands", "batch_size"):
-        if getattr(args, name) < (0 if name == "drop_len" else 1):
-            raise UserError(f"--{name} {getattr(args, name)}: give 1 or more.")
-    distributed.init(args.device or "auto")
-    try:
-        with recipe.disk_may_be_full(args.save_path):
-            recipe_filter.run(args, paths)
-    finally:
-        distributed.close()
+    with recipe.working(args.save_path, args.device):
+        recipe_filter.run(args, paths)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import check_option, need, parse, parser, plan
+from runs.common import at_least, check_option, need, parse, parser, plan
 
 
 def arguments():
@@ -30,8 +30,8 @@ def arguments():
 def run(argv: Sequence[str]) -> None:
     args = parse(arguments(), argv)
     need(args.config_path, "give --config_path, the run whose steps are measured.")
-    if args.steps < 1 or args.warm_up < 0:
-        raise UserError("--steps must be 1 or more, --warm_up 0 or more.")
+    at_least(1, steps=args.steps)
+    at_least(0, warm_up=args.warm_up)
 
     import torch
 

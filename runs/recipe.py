@@ -143,6 +143,19 @@ def disk_may_be_full(path: str | Path) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def working(save_path: str | Path, device: str | None) -> Iterator[None]:
+    """One process of those that torchrun started, if it did, while it makes its share of ``save_path``."""
+    from core import distributed
+
+    distributed.init(device or "auto")
+    try:
+        with disk_may_be_full(save_path):
+            yield
+    finally:
+        distributed.close()
+
+
 def say(lines: Iterable[str]) -> None:
     from core import distributed
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import check_option, need, parse, parser, plan
+from runs.common import at_least, need, parse, parser, plan
+from runs.recipe_options import job_options
 
 LEAST, QUERY_MAXLEN = 32, 64
 KNOWN = ("okvqa_gs", "remuq")
@@ -34,10 +35,7 @@ def arguments():
     made.add_argument("--image_dir", help="folder of the images")
     made.add_argument("--dataset_name", default="okvqa", help="okvqa_gs or remuq")
     made.add_argument("--topk", type=int, default=150, help="passages that are retrieved (%(default)s)")
-    made.add_argument("--shard", metavar="i/n", help="do the i-th of n shares, i from 0; the last one merges them")
-    made.add_argument("--device", help="auto, cpu, cuda, mps")
-    made.add_argument("--overwrite", action="store_true", help="replace an output of other input or options")
-    check_option(made)
+    job_options(made)
     return made
 
 
@@ -48,6 +46,7 @@ def run(argv: Sequence[str]) -> None:
             f"--dataset_name {args.dataset_name}: there are {', '.join(KNOWN)}; for other data sets "
             "python -m runs.mine_negatives --config_path ..."
         )
+    at_least(1, topk=args.topk)
     anno = need(args.anno_file, "give --anno_file, the questions.")
     blocks = need(args.all_blocks_file, "give --all_blocks_file, the passages.")
     checkpoint = args.xknow_ckpt or args.colbert_ckpt
@@ -55,39 +54,32 @@ def run(argv: Sequence[str]) -> None:
     if args.check:
         return plan(f"mine negatives of '{anno}' in the index '{folder}'", anno, blocks, checkpoint, folder)
     import dataset
-    from core import distributed
     from core.config import check
     from core.device import pick_device
     from index import open_index
     from runs import recipe, shares
     from runs.common import open_retriever, with_lengths
     from runs.indexing import index_device
-    from runs.mine_negatives import check as check_numbers
     from runs.recipe_negatives import Mining, mine
 
-    check_numbers(args.topk, LEAST, "legacy")
     section = {"name": args.dataset_name, "path": anno, "passages": blocks, "limit": args.limit}
     module = dataset.module(args.dataset_name)
     if args.image_dir is not None and "image_dir" in module.Config.model_fields:
         section["image_dir"] = args.image_dir
     data = dataset.build(check(module.Config, section, "data"))
-    distributed.init(args.device or "auto")
-    try:
-        with recipe.disk_may_be_full(args.save_path):
-            device = pick_device(args.device or "auto")
-            retriever = open_retriever(checkpoint, device)
-            most = retriever.text.positions or QUERY_MAXLEN
-            index = open_index(folder, device=index_device(device))
-            length = index.manifest["encoder"].get("doc_maxlen", retriever.config.eval.doc_maxlen)
-            with_lengths(retriever, query_maxlen=min(QUERY_MAXLEN, most), doc_maxlen=length)
-            index = open_index(folder, encoder=retriever.identity(), device=index_device(device))
-            job = {"command": "sample_hard_negative", "data": section, "weights": retriever.identity(),
-                   "topk": args.topk}  # fmt: skip
-            work = recipe.Work(args.save_path, job, shares.shard_of(args.shard), args.overwrite)
-            mining = Mining(data, "train", retriever, index, text_only=args.xknow_ckpt is None)
-            mine(mining, work, args.topk, LEAST, "legacy", 64)
-    finally:
-        distributed.close()
+    with recipe.working(args.save_path, args.device):
+        device = pick_device(args.device or "auto")
+        retriever = open_retriever(checkpoint, device)
+        most = retriever.text.positions or QUERY_MAXLEN
+        index = open_index(folder, device=index_device(device))
+        length = index.manifest["encoder"].get("doc_maxlen", retriever.config.eval.doc_maxlen)
+        with_lengths(retriever, query_maxlen=min(QUERY_MAXLEN, most), doc_maxlen=length)
+        index = open_index(folder, encoder=retriever.identity(), device=index_device(device))
+        job = {"command": "sample_hard_negative", "data": section, "weights": retriever.identity(),
+               "topk": args.topk}  # fmt: skip
+        work = recipe.Work(args.save_path, job, shares.shard_of(args.shard), args.overwrite)
+        mining = Mining(data, "train", retriever, index, text_only=args.xknow_ckpt is None)
+        mine(mining, work, args.topk, LEAST, "legacy", 64)
 
 
 if __name__ == "__main__":

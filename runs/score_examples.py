@@ -18,7 +18,8 @@ from typing import Any
 
 from core.cli import main
 from core.errors import UserError
-from runs.common import check_option, need, parse, parser, plan
+from runs.common import at_least, need, parse, parser, plan
+from runs.recipe_options import job_options
 
 
 def arguments():
@@ -28,9 +29,7 @@ def arguments():
     made.add_argument("--save_path", help="TSV of query id, document id, score")
     made.add_argument("--epochs", type=int, help="epochs whose examples are scored (default: those of the run)")
     made.add_argument("--batch_size", type=int, default=16, help="examples scored at one time (%(default)s)")
-    made.add_argument("--device", help="auto, cpu, cuda, mps")
-    made.add_argument("--overwrite", action="store_true", help="replace an output of other input or options")
-    check_option(made)
+    job_options(made, divided=False)
     return made
 
 
@@ -40,8 +39,7 @@ def run(argv: Sequence[str]) -> None:
     save = need(args.save_path, "give --save_path, the file to write.")
     if (args.teacher is None) == (args.cross_encoder is None):
         raise UserError("give either --teacher, one of our checkpoints, or --cross_encoder, a name.")
-    if args.batch_size < 1 or (args.epochs is not None and args.epochs < 1):
-        raise UserError("--batch_size and --epochs must be 1 or more.")
+    at_least(1, batch_size=args.batch_size, epochs=args.epochs)
     import dataset
     from core.device import pick_device
     from core.files import atomic_file, write_json

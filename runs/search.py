@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 
 from core.cli import main
@@ -40,9 +41,10 @@ def run(argv: Sequence[str]) -> None:
 
     engine, _ = open_engine(args)
     asked = engine.prepare(args.question, ImageRef(args.image, path=args.image) if args.image else None)
+    begin = time.perf_counter()
     answer = engine.search([asked], args.k)[0]
     if args.json:
-        print(json.dumps(answer.plain(), ensure_ascii=False))
+        print(json.dumps(answer.plain(time.perf_counter() - begin + asked.seconds), ensure_ascii=False))
         return
     width = min(shutil.get_terminal_size((110, 24)).columns, 140)
     for line in table(answer, args.question, width, colour=sys.stdout.isatty()):

@@ -3,16 +3,8 @@
 # first time (requirements-mteb.txt). Arguments go to pytest:
 #   bash scripts/test_mteb.sh
 #   bash scripts/test_mteb.sh -k reranking
-set -euo pipefail
-cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv-mteb}
-stamp="$VENV/complete-$(cat requirements*.txt | cksum | cut -d' ' -f1)"
-if [ ! -f "$stamp" ]; then
-  [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --disable-pip-version-check -r requirements-mteb.txt
-  "$VENV/bin/python" -m pip check
-  touch "$stamp"
-fi
-export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+source "$(dirname "$0")/env.sh"
+beside requirements-mteb.txt
 export INTEROP=mteb # a missing package is an error, not a skipped test
 exec python -m pytest tests/interop/test_mteb.py "$@"

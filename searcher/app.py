@@ -89,9 +89,8 @@ class Service:
         asked = await self.asked(question, image)
         begin = time.perf_counter()
         answer, began = await self._submit(("search", k), asked)
-        plain = replace(answer, queue_ms=1000 * (began - begin)).plain()
-        plain["timings"]["total_ms"] = round(1000 * (time.perf_counter() - begin + asked.seconds), 2)
-        return plain
+        answer = replace(answer, queue_ms=1000 * (began - begin))
+        return answer.plain(time.perf_counter() - begin + asked.seconds)
 
     async def reasons(self, question: str, image: bytes | None, ids: Sequence[str]) -> dict[str, Any]:
         return (await self._submit(("why", *ids), await self.asked(question, image)))[0]

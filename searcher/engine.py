@@ -58,11 +58,12 @@ class Answer:
     search_ms: float
     batch: int
 
-    def plain(self) -> dict[str, Any]:
-        """results and timings, as ``POST /search`` replies."""
+    def plain(self, seconds: float) -> dict[str, Any]:
+        """results and timings, as ``POST /search`` replies. seconds: what the query took in all."""
         names = ("decode_ms", "queue_ms", "encode_ms", "search_ms")
         timings = {name: round(getattr(self, name), 2) for name in names}
-        return {"results": [asdict(hit) for hit in self.results], "timings": {**timings, "batch": self.batch}}
+        timings |= {"batch": self.batch, "total_ms": round(1000 * seconds, 2)}
+        return {"results": [asdict(hit) for hit in self.results], "timings": timings}
 
 
 class Prepared:

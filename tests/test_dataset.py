@@ -10,7 +10,8 @@ import dataset
 from core.config import check
 from core.errors import UserError
 from core.protocols import RetrievalDataset
-from dataset.records_json import read_passages, read_records
+from core.records import Document
+from dataset.records_json import limited, read_passages, read_records
 from runs.common import corpus_of
 from tests import data_cases_own, triviawiki_case
 from tests.data_cases import CASES as PUBLISHED
@@ -195,6 +196,12 @@ def test_flagfacts_never_trains_on_what_the_tests_hold_back():
 def test_modalities(modality, text, images):
     for query in flagfacts(modality=modality).queries("test")[:5]:
         assert bool(query.text) == text and len(query.images) == images
+
+
+def test_limited_passages_keep_their_order():
+    passages = [Document(id_) for id_ in "abcdef"]
+    assert [d.id for d in limited(passages, {"e", "b"}, 2)] == ["a", "b", "c", "e"]
+    assert limited(passages, set("abcdef"), 2) == limited(passages, {"c"}, 9) == passages
 
 
 def test_limit_keeps_answers_in_the_corpus():

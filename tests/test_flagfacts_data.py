@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core.files import sha256
+from scripts.flagfacts_questions import FIELDS, wordings
 
 ROOT = Path(__file__).resolve().parents[1] / "data" / "flagfacts"
 SPLITS = ["train", "dev", "test", "test_artwork", "test_country"]
@@ -94,6 +95,10 @@ def test_held_out_artwork_and_wordings(splits, manifest):
         for row in rows:
             assert (row["image"].split("/")[1] == held) == (name == "test_artwork")
             assert row["question"] in questions[row["field"]][asked]
+
+
+def test_the_scripts_hold_the_questions_that_are_shipped():
+    assert wordings() == load("questions") and set(wordings()) == set(FIELDS)
 
 
 def test_wordings_are_distinct_and_name_no_country():

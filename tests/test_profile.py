@@ -30,13 +30,26 @@ def test_seconds_belong_to_the_innermost_phase(monkeypatch):
     assert lines[2].split() == ["checkpoint", "1000.0", "ms", "each"] and lines[-1].split()[1] == "5000.0"
 
 
-@pytest.mark.parametrize(("train", "visual"), [({}, True), ({"grad_cache": 2}, False)])
-def test_one_command_says_where_the_time_goes(tmp_path, capsys, train, visual):
+def test_without_a_warm_up_what_precedes_the_first_step_is_no_part_of_it(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(clock))
+    watch = stopwatch.Stopwatch()
+    with watched(watch):
+        with phase("collate"):
+            pass
+        for _ in range(2):
+            with phase("step"), phase("collate"):  # 3 s, 1 s of them
+                pass
+    assert watch.steps == 2 and watch.per_step() == {"collate": 1, "other": 2}
+
+
+@pytest.mark.parametrize(("train", "visual", "warm_up"), [({}, True, 1), ({"grad_cache": 2}, False, 0)])
+def test_one_command_says_where_the_time_goes(tmp_path, capsys, train, visual, warm_up):
     """With stored features, and with the vision tower in the step."""
     section = {"steps": 4, "batch_size": 4, "lr": 1e-3, "warmup_steps": 2, "eval_every": 1, **train}
     changes = {} if visual else {"visual": {}}
     config = make_config(tmp_path, train=section, **changes)
-    profile.run(["--config_path", str(config), "--steps", "3", "--warm_up", "1"])
+    profile.run(["--config_path", str(config), "--steps", "3", "--warm_up", str(warm_up)])
     said = capsys.readouterr().out
     written = json.loads((tmp_path / "run" / "profile.json").read_text())
     found = written["seconds_per_step"]
@@ -51,5 +64,7 @@ def test_one_command_says_where_the_time_goes(tmp_path, capsys, train, visual):
 def test_wrong_options(tmp_path):
     with pytest.raises(UserError, match="--config_path"):
         profile.run([])
-    with pytest.raises(UserError, match="--steps must be 1"):
+    with pytest.raises(UserError, match="--steps 0: give 1 or more"):
         profile.run(["--config_path", "x.yaml", "--steps", "0"])
+    with pytest.raises(UserError, match="--warm_up -1: give 0 or more"):
+        profile.run(["--config_path", "x.yaml", "--warm_up", "-1"])

@@ -21,6 +21,7 @@ from evaluation.explain import as_json
 from models import names
 from runs import search
 from runs.common import query_encoder
+from searcher import schema
 from searcher.engine import Answer, Hit
 from searcher.errors import Refused
 from searcher.images import opened, sniff
@@ -196,7 +197,9 @@ def test_the_terminal_prints_what_the_engine_says(finished, capsys):  # noqa: F8
     words = ["which bird", "--image", str(root / "images" / "0.png"), "-k", "3"]
     search.run([*words, "--run", str(root / "run"), "--json"])
     found = json.loads(capsys.readouterr().out)
+    assert schema.Found.model_validate(found).model_dump() == found, "not what POST /search replies"
     assert [h["rank"] for h in found["results"]] == [1, 2, 3] and found["timings"]["batch"] == 1
+    assert found["timings"]["total_ms"] >= found["timings"]["encode_ms"] > 0
     search.run([*words, "--index", str(root / "run" / "index")])  # an index in a run's folder names the run
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines() if re.match(r" ?\d+  ", line)]

@@ -168,7 +168,9 @@ def test_what_conversion_refuses(tmp_path, words, responses):
     with pytest.raises(UserError, match="empty"):
         converted(tmp_path / "a.json", responses, small)
     with pytest.raises(UserError, match="--template none"):
-        converted(tmp_path / "a.json", responses, base, "--template", "none")
+        converted(tmp_path / "a.json", responses, base, "--template", "none", "--check")
+    with pytest.raises(UserError, match="--batch_size 0: give 1 or more"):
+        converted(tmp_path / "a.json", responses, base, "--batch_size", "0", "--check")
     with pytest.raises(UserError, match=r"no complete index at .*--indexing"):
         convert_tasks.run(["--data_path", str(responses), "--db_pool", str(base), "--save_path",
                            str(tmp_path / "a.json"), "--index", str(tmp_path / "none")])  # fmt: skip

@@ -87,6 +87,9 @@ def test_the_other_names_and_flags_of_the_originals(tmp_path, capsys):
     assert "complete:" in capsys.readouterr().out
     neural_filtering.run(["--check", "--data_paths", "gone.json", "--colbert_ckpt", "nowhere"])
     assert "missing: gone.json, nowhere" in capsys.readouterr().out
+    for flag, message in (("--drop_len", "-1: give 0 or more"), ("--n_cands", "0: give 1 or more")):
+        with pytest.raises(UserError, match=f"{flag} {message}"):
+            neural_filtering.run(["--check", flag, message.partition(":")[0]])
 
 
 def test_images_that_are_not_there_are_counted(tmp_path):

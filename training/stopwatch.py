@@ -24,17 +24,22 @@ VERBS = {
 
 
 class Stopwatch:
-    """Seconds of each phase, without those of phases inside it. The first ``warm_up`` steps do not count."""
+    """Seconds of each phase, without those of phases inside it, from the step behind the first ``warm_up`` on.
+
+    What precedes that step (a first batch looked at, say) is no part of it.
+    """
 
     def __init__(self, warm_up: int = 0, wait: Callable[[], Any] | None = None) -> None:
         """wait: called at both ends of a phase so that a GPU's work is in the phase that asked for it."""
-        self.warm_up, self.wait = warm_up, wait
+        self.wait = wait
         self.seconds: dict[str, float] = {}
-        self.steps = self.checkpoints = 0
+        self.steps, self.checkpoints = -warm_up, 0
         self._inner: list[float] = []
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        if name == "step" and self.steps == 0:
+            self.seconds, self.checkpoints = {}, 0
         began = self._now()
         self._inner.append(0.0)
         try:
@@ -46,14 +51,8 @@ class Stopwatch:
                 self._inner[-1] += spent
             key = "other" if name == "step" else name
             self.seconds[key] = self.seconds.get(key, 0.0) + own
-            self._count(name)
-
-    def _count(self, name: str) -> None:
-        self.checkpoints += name == "checkpoint"
-        if name == "step":
-            self.steps += 1
-            if self.steps == self.warm_up:
-                self.seconds, self.steps, self.checkpoints, self.warm_up = {}, 0, 0, 0
+            self.steps += name == "step"
+            self.checkpoints += name == "checkpoint"
 
     def _now(self) -> float:
         if self.wait is not None:
