@@ -7,7 +7,7 @@
 
 Every run of a data set starts from the same weights. Four series:
 
-  compare     ours and plain at one batch size, several seeds
+  compare     ours and plain at one batch size, several seeds; and the start, untrained
   negatives   the same batch with each question's own hard negatives (FlagFacts 2, TriviaWiki 1)
   examples    other batch sizes, as many examples in all: larger batches take fewer steps
   steps       other batch sizes, as many steps: larger batches see more examples
@@ -61,7 +61,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Job:
-    who: str  # ours, plain
+    who: str  # ours, plain, start
     batch: int
     nways: int
     steps: int
@@ -88,7 +88,10 @@ def plan(args) -> list[Job]:
     """All runs of the series, each once."""
     seeds, total = range(args.seeds), args.batch * args.steps
     jobs = {
-        "compare": [Job(who, args.batch, 1, args.steps, s) for s in seeds for who in ("ours", "plain")],
+        "compare": [
+            *(Job(who, args.batch, 1, args.steps, s) for s in seeds for who in ("ours", "plain")),
+            Job("start", 0, 1, 0, 0),
+        ],
         "negatives": [Job("ours", args.batch, SETTINGS[args.data].hard, args.steps, s) for s in seeds],
         "examples": [Job("ours", b, 1, max(1, total // b), 0) for b in (args.batch, *args.batches)],
         "steps": [Job("ours", b, 1, args.steps, 0) for b in (args.batch, *args.batches)],
@@ -107,12 +110,12 @@ def load(args, job: Job):
     setting = SETTINGS[args.data]
     changes = {
         "run.out": args.home / "-".join(map(str, asdict(job).values())), "run.device": "cpu",
-        "data.hard_negatives": job.nways - 1, "train.steps": job.steps, "train.batch_size": job.batch,
+        "data.hard_negatives": job.nways - 1, "train.steps": job.steps or 1, "train.batch_size": job.batch or 2,
         "train.nways": job.nways, "train.seed": job.seed, "train.lr": setting.rate * (job.batch / 32) ** 0.5,
-        "train.warmup_steps": min(max(1, job.steps // 10), job.steps - 1),
+        "train.warmup_steps": max(0, min(max(1, job.steps // 10), job.steps - 1)),
         "train.precision": "fp32" if job.who == "plain" else "bf16",
         "train.grad_cache": 64 if job.batch >= CACHED_FROM else "null", "train.weight_decay": 0.0,
-        "train.eval_every": "null", "train.save_every": job.steps, "train.metric": "null",
+        "train.eval_every": "null", "train.save_every": job.steps or 1, "train.metric": "null",
         "eval.valid_queries": args.queries, "eval.valid_documents": args.documents, **setting.changes,
     }  # fmt: skip
     cfg = load_config(setting.config, [f"{key}={value}" for key, value in changes.items()])
@@ -134,7 +137,7 @@ def measure(args, job: Job) -> dict:
     began = time.process_time()
     if job.who == "plain":
         plain_fit(retriever, data, cfg.train, visual, states)
-    else:
+    elif job.who == "ours":
         fit(retriever, data, cfg.train, visual=visual, states=states, out=out)
     seconds = time.process_time() - began
     retriever.stage = "valid"

@@ -148,9 +148,10 @@ class FusedMaxSim(torch.autograd.Function):
         learns, exact = any(ctx.needs_input_grad), torch.backends.cuda.matmul.fp32_precision != "tf32"
         scores = q.new_empty(bd, bq, dtype=torch.float32)
         where = torch.empty(bd, len(rows) if learns else 0, dtype=index_type(td), device=q.device)
-        for part in chunks(bd, budget_bytes, 4 * len(rows)):
-            best = best_rows(rows, d[part], d_mask[part], where[part], exact).view(-1, bq, tq)
-            scores[part] = best.masked_fill_(~q_mask, 0.0).sum(-1)
+        with torch.cuda.device_of(q):  # Triton starts kernels on the current GPU, which need not be the tensors'
+            for part in chunks(bd, budget_bytes, 4 * len(rows)):
+                best = best_rows(rows, d[part], d_mask[part], where[part], exact).view(-1, bq, tq)
+                scores[part] = best.masked_fill_(~q_mask, 0.0).sum(-1)
         # A document without rows keeps the lowest number as its maximum, which must not enter a score.
         scores.masked_fill_(~d_mask.any(-1)[:, None], 0.0)
         ctx.save_for_backward(q, q_mask, d, d_mask, where)
@@ -165,10 +166,11 @@ class FusedMaxSim(torch.autograd.Function):
         grad = grad.T.masked_fill(~d_mask.any(-1)[:, None], 0.0)
         grad_q = torch.zeros_like(rows, dtype=torch.float32) if to_q else None
         grad_d = torch.empty_like(d) if to_d else None
-        for part in chunks(len(d), ctx.budget_bytes, 4 * len(rows)):
-            weights = (grad[part, :, None] * q_mask).flatten(1)
-            if grad_q is not None:
-                grad_q += to_queries(d[part], where[part], weights)
-            if grad_d is not None:
-                grad_d[part] = to_documents(rows, where[part], weights, d.shape[1], ctx.exact)
+        with torch.cuda.device_of(q):
+            for part in chunks(len(d), ctx.budget_bytes, 4 * len(rows)):
+                weights = (grad[part, :, None] * q_mask).flatten(1)
+                if grad_q is not None:
+                    grad_q += to_queries(d[part], where[part], weights)
+                if grad_d is not None:
+                    grad_d[part] = to_documents(rows, where[part], weights, d.shape[1], ctx.exact)
         return None if grad_q is None else grad_q.view_as(q).to(q.dtype), None, grad_d, None, None

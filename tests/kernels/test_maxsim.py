@@ -123,7 +123,7 @@ def test_the_kernels_compile_for_a_gpu(capability):
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 3 * 3 * 2
+    assert len(lines) == 3 * 3 * 2 * 2
     assert all(int(shared) <= 100_000 and int(size) > 1000 for *_, shared, size in lines)
 
 
