@@ -25,13 +25,15 @@
 set -euo pipefail
 
 processes="${SLURM_GPUS_ON_NODE:-1}"
-host="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+host="${hosts%%$'\n'*}" # no "| head": who writes into a pipe that is closed dies, and pipefail with it
 port=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # a store for each round: after a restart nobody reads old addresses
 
 grace=() # how long torchrun waits for the checkpoint of a stopped run; older versions always wait 30 s
-if python -m torch.distributed.run --help | grep -q -- --shutdown-timeout; then grace=(--shutdown-timeout=240); fi
+known="$(python -m torch.distributed.run --help)"
+if [[ "$known" == *--shutdown-timeout* ]]; then grace=(--shutdown-timeout=240); fi
 
 srun --kill-on-bad-exit=1 python -m torch.distributed.run \
   --nnodes="$SLURM_NNODES" --nproc_per_node="$processes" --max-restarts=3 "${grace[@]}" \
