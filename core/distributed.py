@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -31,8 +32,18 @@ def init(device: str = "auto") -> None:
 
 
 def close() -> None:
+    """Leave the process group; with gloo, give its threads a moment to finish.
+
+    A thread of gloo that drops the tensors of the last exchange needs the interpreter's lock. If the interpreter ends
+    before it gets it, the process aborts ("terminate called without an active exception") although all is done. Leaving
+    the group ends the threads only when nothing else holds the group, and the slices of a model (FSDP) hold it. A
+    barrier would be no cure: a process that ends with an error meets nobody.
+    """
     if dist.is_initialized():
+        gloo = dist.get_backend() == "gloo"
         dist.destroy_process_group()
+        if gloo:
+            time.sleep(0.2)
 
 
 def rank() -> int:

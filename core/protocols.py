@@ -26,6 +26,10 @@ class TextStates(Protocol):
         """side: "query" or "document" -> one [n, h] tensor per text; of a document whose rows are frozen, these."""
         ...
 
+    def remembers(self, queries: int) -> bool:
+        """Whether so many queries' states stay in memory once computed."""
+        ...
+
 
 @runtime_checkable
 class Retriever(Protocol):

@@ -109,12 +109,11 @@ def some_passages(corpus, answers: set[str], cfg) -> list:
 
 
 def validation(cfg, data, visual, states) -> Callable:
-    """A function from the retriever to its metrics on part of the validation split: exact MaxSim over passages."""
-    import torch
+    """A function from the retriever to its metrics on part of the validation split: exact MaxSim over passages.
 
-    from core.maxsim import maxsim
+    Every process encodes its share of the passages, in the batches that one process makes: the same numbers.
+    """
     from core.protocols import Ranking
-    from core.tokens import TokenBatch
     from evaluation.metrics import evaluate, means
 
     rng = random.Random(0)
@@ -123,25 +122,48 @@ def validation(cfg, data, visual, states) -> Callable:
     judged = data.qrels(data.valid_split)
     qrels = {q.id: judged[q.id] for q in queries}
     corpus = some_passages(corpus_of(data, data.valid_split), {d for j in qrels.values() for d in j}, cfg)
+    corpus.sort(key=lambda d: len(d.text))  # little padding
 
     def validate(retriever) -> dict[str, float]:
         encode = query_encoder(retriever, visual, states)
         asked = [encode(queries[s : s + 32]) for s in range(0, len(queries), 32)]
-        ids, scores, pending = [], [], []
-        for id_, vectors in encode_corpus(
-            retriever, corpus, 128, visual if any(d.images for d in corpus) else None, states
-        ):
-            ids.append(id_)
-            pending.append(torch.from_numpy(vectors))
-            if len(pending) == 512 or len(ids) == len(corpus):
-                documents = TokenBatch.pad(pending).to(asked[0].embeddings.device)
-                scores.append(torch.cat([maxsim(q, documents) for q in asked]).cpu())
-                pending = []
-        top = torch.cat(scores, 1).topk(min(10, len(ids)))
-        rankings = {
-            q.id: Ranking(tuple(ids[i] for i in row), tuple(values))
-            for q, row, values in zip(queries, top.indices.tolist(), top.values.tolist())
+        found = {
+            q.id: Ranking(tuple(corpus[i].id for i in row), tuple(values))
+            for q, row, values in zip(queries, *best(retriever, asked, corpus, visual, states))
         }
-        return means(evaluate(rankings, qrels, ["Success@1", "Success@5", "MRR@10"]))
+        return means(evaluate(found, qrels, ["Success@1", "Success@5", "MRR@10"]))
 
     return validate
+
+
+def best(retriever, asked: list, corpus: list, visual=None, states=None, k: int = 10, size: int = 128):
+    """The ``k`` passages of each query with the highest scores: places in ``corpus`` and scores, two lists of rows.
+
+    Process r of W encodes every W-th batch from the r-th on. All encode equally often, so that they may compute
+    together (slices of one model) and agree to stop: in the last round a process without a batch takes the last again.
+    """
+    import torch
+
+    from core.maxsim import maxsim
+    from core.tokens import TokenBatch
+    from training.sharding import is_sharded
+
+    states = None if is_sharded(retriever) else states  # a text that is not stored would be computed by one process
+    visual = visual if any(d.images for d in corpus) else None
+    batches = [range(s, min(s + size, len(corpus))) for s in range(0, len(corpus), size)]
+    places, scores = [], []
+    for first in range(0, len(batches), distributed.world()):
+        turn = first + distributed.rank()
+        rows = batches[min(turn, len(batches) - 1)]
+        vectors = [v for _, v in encode_corpus(retriever, [corpus[i] for i in rows], size, visual, states)]
+        documents = TokenBatch.pad([torch.from_numpy(v) for v in vectors]).to(asked[0].embeddings.device)
+        if turn < len(batches):
+            places += rows
+            scores.append(torch.cat([maxsim(q, documents) for q in asked]).cpu())
+    own = torch.cat(scores, 1) if scores else torch.empty(sum(map(len, asked)), 0)
+    values, rows = (part[:, :k] for part in own.sort(descending=True, stable=True))
+    parts = distributed.gather_objects((torch.tensor(places, dtype=torch.int64)[rows], values))
+    every = torch.cat([p for p, _ in parts], 1).sort()  # so that equal scores keep the passages' order
+    ranked = torch.cat([v for _, v in parts], 1).gather(1, every.indices).sort(descending=True, stable=True)
+    chosen = every.values.gather(1, ranked.indices)
+    return chosen[:, :k].tolist(), ranked.values[:, :k].tolist()

@@ -18,7 +18,7 @@ from core.store import Store, StoreWriter, write_store
 from core.visual import StoredVisual
 from runs import features, run_visual_embedder
 from tests.test_pipeline import make_config
-from tests.test_visual_cache import data, folder_of, make, noise, tower_folder, values, words  # noqa: F401
+from tests.visual_cases import data, folder_of, make, noise, tower_folder, values, words  # noqa: F401
 
 # ---- two data sets in one cache
 

@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from core import distributed
 from core.config import check
@@ -16,6 +15,7 @@ from core.errors import UserError
 from core.records import ImageRef
 from core.tokens import TokenBatch
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever, ToyVisual
+from tests.two_processes import two_processes
 from training import checkpoint
 from training.batches import Collator, Order
 from training.config import Config
@@ -38,26 +38,19 @@ GRADIENTS = {"one_way": (1, True), "three_ways": (3, True), "not_gathered": (3, 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Folder with what two processes left behind; started once, because starting costs more than all jobs."""
-    folder = tmp_path_factory.mktemp("pair")
-    mp.spawn(_jobs, args=(folder,), nprocs=2)
-    return folder
+    """Folder with what the jobs of two processes left behind."""
+    return two_processes(jobs, tmp_path_factory.mktemp("pair"))
 
 
-def _jobs(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        distributed.patient_barrier()
-        run_uneven(rank, folder / "uneven")
-        for name, (nways, gather) in GRADIENTS.items():
-            run_gradients(rank, folder / name, nways, gather)
-        for name, (more, frozen) in FITS.items():
-            run_fit(rank, folder / name, more, frozen)
-        run_interrupted(rank, folder / "interrupted")
-        run_mixed(rank, folder / "mixed")
-    finally:
-        dist.destroy_process_group()
+def jobs(rank, folder):
+    distributed.patient_barrier()
+    run_uneven(rank, folder / "uneven")
+    for name, (nways, gather) in GRADIENTS.items():
+        run_gradients(rank, folder / name, nways, gather)
+    for name, (more, frozen) in FITS.items():
+        run_fit(rank, folder / name, more, frozen)
+    run_interrupted(rank, folder / "interrupted")
+    run_mixed(rank, folder / "mixed")
 
 
 def setting(out, per_process, **more):

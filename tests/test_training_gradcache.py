@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import models
 from core import maxsim as maxsim_module
@@ -21,6 +20,7 @@ from core.tokens import TokenBatch
 from tests import tiny
 from tests.storage_meter import StorageMeter
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever, ToyVisual
+from tests.two_processes import two_processes
 from training import grad_cache, slices
 from training.batches import Collator, Order, TrainBatch, document_keys
 from training.config import Config
@@ -197,22 +197,15 @@ FITS = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pair")
-    mp.spawn(_jobs, args=(folder,), nprocs=2)
-    return folder
+    return two_processes(jobs, tmp_path_factory.mktemp("pair"))
 
 
-def _jobs(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        for name, (more, frozen) in FITS.items():
-            retriever = ToyRetriever(ToyConfig(dropout=0.0, pooler=True, frozen=frozen))
-            fit(retriever, ToyDataset(**DATA), setting(folder / name, 4, **more), ToyVisual())
-            torch.save(retriever.state_dict(), folder / f"{name}-{rank}.pt")
-        dropped(rank, folder)
-    finally:
-        dist.destroy_process_group()
+def jobs(rank, folder):
+    for name, (more, frozen) in FITS.items():
+        retriever = ToyRetriever(ToyConfig(dropout=0.0, pooler=True, frozen=frozen))
+        fit(retriever, ToyDataset(**DATA), setting(folder / name, 4, **more), ToyVisual())
+        torch.save(retriever.state_dict(), folder / f"{name}-{rank}.pt")
+    dropped(rank, folder)
 
 
 @pytest.mark.parametrize("name", FITS)

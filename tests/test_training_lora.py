@@ -16,8 +16,8 @@ from runs import evaluate_retrieval, run_indexer
 from runs.common import best_checkpoint
 from tests import tiny
 from tests.test_pipeline import make_config
-from tests.test_training_loop import quick, same_weights, settings  # noqa: F401 (a fixture)
 from tests.test_training_throughput import WordDataset
+from tests.training_cases import quick, same_weights, settings  # noqa: F401 (a fixture)
 from training import checkpoint, lora
 from training.loop import fit
 from training.lora import Lora, adapted

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny
-from tests.test_training_loop import quick, settings  # noqa: F401 (a fixture)
 from tests.test_training_units import batch_of
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever, ToyVisual
+from tests.training_cases import quick, settings  # noqa: F401 (a fixture)
 from training import flops, meter
 from training.batches import Collator, Order
 from training.flops import Flops, ceiling

@@ -19,8 +19,8 @@ from core.records import Document, Example, ImageRef, Query
 from core.tokens import TokenBatch
 from runs import score_examples
 from tests import tiny
-from tests.test_training_loop import quick, settings  # noqa: F401 (a fixture)
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever, ToyVisual
+from tests.training_cases import quick, settings  # noqa: F401 (a fixture)
 from training import distill
 from training.batches import Collator, Order, document_keys
 from training.config import Config

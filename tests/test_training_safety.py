@@ -16,8 +16,8 @@ import torch
 
 from core.errors import UserError
 from tests.conftest import FULL
-from tests.test_training_loop import quick, same_weights, settings  # noqa: F401 (a fixture)
 from tests.toy import ToyDataset, ToyRetriever
+from tests.training_cases import quick, same_weights, settings  # noqa: F401 (a fixture)
 from training import checkpoint, parallel
 from training.bad_steps import BadSteps
 from training.batches import Order
@@ -178,6 +178,39 @@ def test_one_sigterm_passed_on_twice_is_one_and_a_later_one_is_meant(monkeypatch
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, interrupt)
+
+
+# ---- faults of torch's own machinery
+
+
+class Greedy(ToyDataset):
+    """Whoever collates one of the last examples in a process of its own is killed, as for its memory."""
+
+    here = os.getpid()
+
+    def examples(self, split, epoch, seed):
+        class Watched(list):
+            def __getitem__(self, i):
+                if os.getpid() != Greedy.here:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().__getitem__(i)
+
+        return Watched(super().examples(split, epoch, seed))
+
+
+def test_a_killed_worker_is_one_sentence_and_the_run_goes_on(tmp_path):
+    with pytest.raises(UserError, match=r"ahead was ended .*lower train\.num_workers \(now 2; 0 needs none"):
+        fit(ToyRetriever(), Greedy(), settings(tmp_path, num_workers=2))
+    assert fit(ToyRetriever(), Greedy(), settings(tmp_path, num_workers=0)).step == 10
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    class Broken(ToyDataset):
+        def examples(self, split, epoch, seed):
+            raise RuntimeError("a fault of the data set")
+
+    with pytest.raises(RuntimeError, match=r"^a fault of the data set"):
+        fit(ToyRetriever(), Broken(), settings(tmp_path, compile=True))
 
 
 # ---- kills at any moment

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import models
 from core.config import check
@@ -17,6 +13,7 @@ from tests.conftest import FULL
 from tests.test_training_distributed import DATA, mixed_data, setting, toy
 from tests.test_training_throughput import WordDataset
 from tests.toy import ToyDataset, ToyRetriever, ToyVisual
+from tests.two_processes import two_processes
 from training import checkpoint
 from training.config import Config
 from training.loop import fit
@@ -34,8 +31,7 @@ if FULL:
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     tiny.text_tower(folder / "text")
-    mp.spawn(_jobs, args=(folder,), nprocs=2)
-    return folder
+    return two_processes(jobs, folder)
 
 
 def colbert(folder, frozen=()):
@@ -50,22 +46,13 @@ def colbert(folder, frozen=()):
     return made
 
 
-def _jobs(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        for name, more in CASES.items():
-            fit(toy(), ToyDataset(**DATA), setting(folder / name, 4, steps=4, parallel="fsdp", **more), ToyVisual())
-        for name, more in TOWERS.items():
-            towers(folder, rank, name, dict(more))
-        resumed(folder)
-        fit(toy(), mixed_data(), setting(folder / "mixed", 4, steps=2, parallel="fsdp"), ToyVisual())
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-    # Everything is on the disk. Once in many runs a thread of gloo aborts the interpreter's own end ("terminate called
-    # without an active exception", torch 2.13 on a CPU), which is not what is tested here.
-    os._exit(0)
+def jobs(rank, folder):
+    for name, more in CASES.items():
+        fit(toy(), ToyDataset(**DATA), setting(folder / name, 4, steps=4, parallel="fsdp", **more), ToyVisual())
+    for name, more in TOWERS.items():
+        towers(folder, rank, name, dict(more))
+    resumed(folder)
+    fit(toy(), mixed_data(), setting(folder / "mixed", 4, steps=2, parallel="fsdp"), ToyVisual())
 
 
 def towers(folder, rank, name, more):

@@ -8,9 +8,10 @@ import torch
 
 from core.config import check
 from core.errors import UserError
-from core.store import Store
+from core.store import Store, StoreWriter
 from runs import training
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever
+from training import states as module
 from training.config import Config
 from training.loop import fit
 from training.states import TextStates, build_states, for_training, text_key
@@ -36,6 +37,21 @@ def test_states_are_the_trunks_and_come_from_store_or_memory(tmp_path):
     assert calls == [("query", "w1 w2"), ("query", "w3")]
     states.get("document", ["not in the store"])
     assert calls[2:] == [("document", "not in the store")]
+
+
+def test_a_gpu_computes_what_is_missing_together(monkeypatch):
+    retriever = frozen()
+    texts = [f"w{i} w{i + 1}" for i in range(70)]
+    wanted = TextStates(retriever).get("query", texts)
+    calls, compute = [], retriever.text_states
+    retriever.text_states = lambda side, texts: (calls.append(len(texts)), compute(side, texts))[1]
+    gpu = [SimpleNamespace(device=torch.device("cuda"))]
+    states = TextStates(retriever)
+    monkeypatch.setattr(retriever, "parameters", lambda: iter(gpu))
+    states._specs[("query", "train")] = {"kind": "given"}
+    found = states.get("query", [*texts, texts[0]])
+    assert calls == [64, 6] and torch.equal(found[0], found[-1])
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_memory_is_bounded(tmp_path):
@@ -124,3 +140,36 @@ def test_states_of_a_trunk_that_trains_are_refused_by_the_run_too(tmp_path):
         training.text_states(cfg, ToyRetriever(), ToyDataset(), tmp_path)
     cfg.train.cache_text_states = False
     assert training.text_states(cfg, ToyRetriever(), ToyDataset(), tmp_path) is None
+
+
+# ---- room on the disk and in memory
+
+
+def test_a_disk_without_room_is_named_before_anything_is_computed(tmp_path, monkeypatch, capsys):
+    """300 passages of 6 words x 12 numbers x 2 bytes are 43,200 bytes."""
+    retriever, data, free = frozen(), ToyDataset(300), [43_000]
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    monkeypatch.setattr(StoreWriter, "add", lambda *a: pytest.fail("computed although there is no room"))
+    with pytest.raises(UserError, match=r"for 300 passages needs about 0.00 GB, 0.00 GB are free.*make room"):
+        build_states(retriever, data.corpus(), tmp_path)
+    monkeypatch.undo()
+    free[0] = 43_300
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    assert len(build_states(retriever, data.corpus(), tmp_path)) == 300
+    assert "about 0.00 GB for 300 passages" in capsys.readouterr().out
+
+
+def test_queries_that_do_not_fit_into_memory_are_computed_in_the_step(tmp_path, monkeypatch):
+    """One by one, and forgotten before they come again, they would cost more than in the batch."""
+    data, sides = ToyDataset(40), []
+    config = check(Config, {"out": str(tmp_path), "steps": 3, "device": "cpu", "batch_size": 5}, "t")
+    for size, room in ((80 * 12 // 2, True), (40, False)):
+        monkeypatch.setattr(module, "QUERY_BYTES", 2 * size)
+        retriever = frozen()
+        kept = TextStates(retriever, build_states(retriever, data.corpus(), tmp_path / "states"))
+        assert kept.remembers(40) == room and not TextStates(retriever, max_items=39).remembers(40)
+        compute = retriever.text_states
+        retriever.text_states = lambda side, texts, compute=compute: (sides.append(side), compute(side, texts))[1]
+        fit(retriever, data, config.model_copy(update={"out": str(tmp_path / str(room))}), states=kept)
+        assert sides.count("query") == (1 + 15 if room else 1), "to see their size, and 15 queries or none"
+        sides.clear()

@@ -14,9 +14,9 @@ from tests import tiny
 from tests.conftest import FULL
 from tests.storage_meter import StorageMeter
 from tests.test_training_gradcache import gradients
-from tests.test_training_loop import quick, same_weights, settings  # noqa: F401 (a fixture)
 from tests.test_training_units import batch_of
 from tests.toy import ToyDataset, ToyRetriever
+from tests.training_cases import quick, same_weights, settings  # noqa: F401 (a fixture)
 from training import activations, compiling
 from training.batches import TrainBatch
 from training.loop import fit
@@ -164,6 +164,18 @@ def test_without_a_compiler_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install triton"):
         compiling.check(torch.device("cuda"))
+
+
+def test_a_compiler_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    def failing(graph, inputs):
+        raise ValueError("no such instruction")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "BACKEND", failing)
+    retriever = tiny.retriever("colbert", tmp_path / "towers", frozen=[])
+    with pytest.raises(UserError, match=r"torch\.compile failed .*no such instruction.*set train\.compile: false"):
+        fit(retriever, WordDataset(), settings(tmp_path / "run", steps=1, batch_size=3, compile=True))
+    torch._dynamo.reset()
 
 
 def test_towers_without_layers_have_nothing_to_compile(tmp_path):

@@ -131,10 +131,13 @@ class Collator:
         teacher: Teacher | None = None,
         unit_rows: int | None = None,
         unit_tokens: int | None = None,
+        remember: bool = True,
     ) -> None:
-        """unit_rows, unit_tokens: limits of the batches' plans (see ``units.plan``)."""
+        """unit_rows, unit_tokens: limits of the batches' plans (see ``units.plan``). remember: whether queries' states
+        come from ``states`` too; otherwise they are computed in the step."""
         self.order, self.retriever, self.visual, self.states = order, retriever, visual, states
         self.teacher, self.unit_rows, self.unit_tokens = teacher, unit_rows, unit_tokens
+        self.query_states = states if remember else None
 
     def __getitem__(self, index: int) -> TrainBatch | UserError:
         try:
@@ -146,7 +149,7 @@ class Collator:
         nways = self.order.nways
         documents = [d for e in examples for d in (e.positive, *e.negatives[: nways - 1])]
         with phase("collate"):
-            asked = self.retriever.collate_queries([e.query for e in examples], self.visual, self.states)
+            asked = self.retriever.collate_queries([e.query for e in examples], self.visual, self.query_states)
             answers = self.retriever.collate_documents(documents, self.visual, self.states)
             teacher = None if self.teacher is None else self.teacher.of(examples, nways)
             units = plan(asked, answers, self.unit_rows, self.unit_tokens)

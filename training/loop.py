@@ -23,26 +23,37 @@ from core.errors import UserError
 from core.progress import progress
 from core.protocols import RetrievalDataset, Retriever, TextStates
 from core.visual import VisualSource
-from training import activations, checkpoint, compiling, grad_cache, lora, meter, resuming, sharding
+from training import activations, checkpoint, compiling, faults, grad_cache, lora, meter, resuming, sharding
 from training.bad_steps import BadSteps
 from training.batches import Collator, Order, TrainBatch, stream
 from training.config import Config
 from training.distill import TeacherScores
 from training.flops import Flops
 from training.objective import Objective, from_config
-from training.parallel import StepModule, find_unused, mean_over_processes, on_signal, quiet, train_mode, wrap
+from training.parallel import (
+    StepModule,
+    before_encoding,
+    find_unused,
+    mean_over_processes,
+    on_signal,
+    quiet,
+    train_mode,
+    wrap,
+)
 from training.phases import phase
 from training.prefetch import Ahead
 from training.schedule import lr_factor, optimizer, param_groups, trainable
 from training.tracker import Tracker
 
 Validate = Callable[[Retriever], dict[str, float]]
-"""Called on every process in eval mode, stage "valid", without gradients; the first process's answer counts."""
+"""Called on every process in eval mode, stage "valid", without gradients; the first process's answer counts. Each must
+encode equally often: between two encodings all agree whether a signal ends the validation."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. step: steps done. stopped: a signal ended it before ``total``; early: train.patience did.
+    """What a run came to. step: steps done. stopped: a signal ended it before ``total`` or before the validation that
+    was due then; early: train.patience ended it.
 
     skipped: of the steps, those whose loss or gradient was no number and that changed nothing.
     best: {"step", "metric", "value"} or None without validation. checkpoint: the newest folder.
@@ -74,13 +85,14 @@ def fit(
     visual, states: where pixels or features and frozen-text states come from. validate: metrics of the retriever, all
     better when larger. tracker: made from the config when None. out: instead of ``config.out``. provenance: facts
     about data and run that every checkpoint carries; of its "config" the model and data sections and run.init must stay
-    the same when a run goes on (see ``training.same_run``). Ctrl-C or SIGTERM: a checkpoint after the present step,
-    then a return with ``stopped``. Afterwards the retriever is in eval mode and stage (with ``parallel: fsdp`` each
-    process still holds its slices: read the checkpoint). Errors: UserError, also for
-    ``max_bad_steps`` steps in a row whose loss is not finite, and for a checkpoint that cannot be written.
+    the same when a run goes on (see ``training.same_run``). Ctrl-C or SIGTERM: a checkpoint after the present step (a
+    validation that runs is given up), then a return with ``stopped``. Afterwards the retriever is in eval mode and
+    stage (with ``parallel: fsdp`` each process still holds its slices: read the checkpoint). Errors: UserError, also
+    for ``max_bad_steps`` steps in a row whose loss is not finite, for a checkpoint that cannot be written, a worker
+    process that was killed and a compiler that fails.
     """
     try:
-        with lora.adapted(retriever, config.lora, config.seed):
+        with faults.named(config), lora.adapted(retriever, config.lora, config.seed):
             run = Run(retriever, dataset, config, visual, states, validate, tracker, out, objective, provenance)
             with on_signal(run.ask_to_stop):
                 return run.train()
@@ -123,7 +135,9 @@ class Run:
         self.order = Order(dataset, config.split, config.batch_size, config.nways, config.seed)
         teacher = None if config.teacher_scores is None else TeacherScores(config.teacher_scores)
         limits = config.grad_cache, config.unit_tokens
-        self.collator = Collator(self.order, retriever, visual, states, teacher, *limits)
+        # Sliced weights compute on all processes together, and each process meets other queries first.
+        remember = states is not None and not self.sharded and states.remembers(len(self.order.items))
+        self.collator = Collator(self.order, retriever, visual, states, teacher, *limits, remember)
         self.total = config.steps or config.epochs * self._steps_per_epoch()
         if config.warmup_steps >= self.total:
             raise UserError(f"train.warmup_steps is {config.warmup_steps}, the run has {self.total} steps; lower it.")
@@ -134,7 +148,7 @@ class Run:
         self.meter = meter.Meter(self.device, self.total)
         self.best: dict | None = None
         self.since_best = 0  # validations
-        self.owed = False  # a signal came before the validation of the last step: the resumed run makes up for it
+        self.owed = False  # a signal came before or in the validation of the last step: the resumed run makes up for it
         self.metrics: dict[str, float] = {}
         self.saved: Path | None = None
         self.asked = self.stop = False  # this process got a signal; all processes know
@@ -162,7 +176,11 @@ class Run:
         self.tracker.resume(self.step)
         train_mode(self.module)
         self.meter.flops = Flops(self.retriever, first, self.device, self.config.precision)
-        if self.owed or (self.step == 0 and self.config.eval_first):
+        if self.owed:
+            self._validate()
+            if not self.owed:
+                resuming.save(self)  # as it would be had no signal come
+        elif self.step == 0 and self.config.eval_first:
             self._validate()
         with self._bar() as bar, self._changed_layers():
             model = self._parallel(first)
@@ -176,7 +194,8 @@ class Run:
                     break
         self.tracker.finish()
         early, cut = self._is_enough(), self.step < self.total
-        return Outcome(self.step, self.total, cut and not early, self.best, self.saved, cut and early, self.bad.total)
+        stopped = (cut and not early) or self.owed
+        return Outcome(self.step, self.total, stopped, self.best, self.saved, cut and early, self.bad.total)
 
     @contextlib.contextmanager
     def _changed_layers(self) -> Iterator[None]:
@@ -195,7 +214,7 @@ class Run:
 
     def _steps(self) -> Iterator[Ahead]:
         """The micro-batches of each step that is left, from the sampler position on, without replay."""
-        while self.step < self.total and not self._is_enough():
+        while self.step < self.total and not self.stop and not self._is_enough():
             self.order.set_epoch(self.epoch)
             per_epoch, k = self._steps_per_epoch(), self.config.accumulation
             last = min(per_epoch, self.within + self.total - self.step)
@@ -288,7 +307,7 @@ class Run:
         if self.step % config.log_every == 0 or done:
             self.tracker.log(self.step, epoch=self.epoch, **numbers, **self.meter.take(self.step))
         measured = done or (config.eval_every is not None and self.step % config.eval_every == 0)
-        self.owed = measured and self.stop and not done  # who sent the signal may not wait for a validation
+        self.owed = measured and self.stop and self.validate is not None  # who sent the signal may not wait for it
         if measured and not self.owed:
             self._validate()
         save_every = config.save_every or config.eval_every
@@ -310,18 +329,26 @@ class Run:
     # ---- validation and checkpoints
 
     def _validate(self) -> None:
-        """Measure, log, remember the best. Random states are put back: measuring never changes the training."""
+        """Measure, log, remember the best. Random states are put back: measuring never changes the training.
+
+        A signal that comes meanwhile ends it before its next batch, on all processes; it is owed then.
+        """
         self.owed = False
         if self.validate is None:
             return
         before = checkpoint.rng_state()
         self.retriever.stage = "valid"
         self.module.eval()
-        with torch.no_grad():
-            metrics = self.validate(self.retriever)
-        self.retriever.stage = "train"
-        train_mode(self.module)
-        checkpoint.set_rng_state(before)
+        try:
+            with torch.no_grad(), before_encoding(self.retriever, self._leave_when_asked):
+                metrics = self.validate(self.retriever)
+        except _LeftError:
+            self.owed = self.stop = True
+            return
+        finally:
+            self.retriever.stage = "train"
+            train_mode(self.module)
+            checkpoint.set_rng_state(before)
         self.metrics = {k: float(v) for k, v in distributed.gather_objects(dict(metrics))[0].items()}
         name = self.config.metric or next(iter(self.metrics), None)
         if name not in self.metrics:
@@ -335,9 +362,17 @@ class Run:
             self.best = {"step": self.step, "metric": name, "value": self.metrics[name]}
             self.since_best = 0
 
+    def _leave_when_asked(self) -> None:
+        if distributed.mean(float(self.asked)) > 0:
+            raise _LeftError
+
     def _is_best(self) -> bool:
         return self.best is not None and self.best["step"] == self.step
 
     def _is_enough(self) -> bool:
         """Whether train.patience has run out."""
         return self.config.patience is not None and self.since_best >= self.config.patience
+
+
+class _LeftError(Exception):
+    """A signal came during a validation."""

@@ -72,6 +72,30 @@ def train_mode(module: nn.Module) -> None:
             child.eval()
 
 
+@contextlib.contextmanager
+def before_encoding(retriever: Retriever, do: Callable[[], None]) -> Iterator[None]:
+    """``do()`` runs before every encoding of queries or documents meanwhile."""
+    verbs = ("encode_queries", "encode_documents")
+    own = {verb: vars(retriever)[verb] for verb in verbs if verb in vars(retriever)}  # FSDP has put its own there
+
+    def after(encode: Callable) -> Callable:
+        def encode_after(*args: Any, **more: Any) -> Any:
+            do()
+            return encode(*args, **more)
+
+        return encode_after
+
+    for verb in verbs:
+        setattr(retriever, verb, after(getattr(retriever, verb)))
+    try:
+        yield
+    finally:
+        for verb in verbs:
+            delattr(retriever, verb)
+            if verb in own:
+                setattr(retriever, verb, own[verb])
+
+
 def wrap(module: StepModule, device: torch.device, find_unused: bool) -> nn.Module:
     """DDP around the module.
 

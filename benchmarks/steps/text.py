@@ -74,7 +74,7 @@ def quality(options: Options, peer: Process, steps: int) -> dict:
     return {"steps": steps, "samples": steps * options.batch, "dev": found}
 
 
-def judge_of(data, queries: int = 150, documents: int = 300):
+def judge_of(data, queries: int = 400, documents: int = 1000):
     """A function from a retriever to its metrics on dev questions, by exact MaxSim over some of the passages."""
     from types import SimpleNamespace
 
