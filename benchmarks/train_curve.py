@@ -75,7 +75,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--batches", type=int, nargs="+", default=[8, 128, 512], help="of the series examples and steps")
     made.add_argument("--batch", type=int, default=32, help="of the series compare and negatives")
     made.add_argument("--steps", type=int, default=64, help="of the series compare, negatives and steps")
-    made.add_argument("--seeds", type=int, default=3, help="of compare and negatives; the others get one")
+    made.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     made.add_argument("--queries", type=int, default=200, help="of the dev split, for judging")
     made.add_argument("--documents", type=int, default=1500, help="passages among which they are answered")
     made.add_argument("--threads", type=int, default=1)
@@ -93,8 +93,8 @@ def plan(args) -> list[Job]:
             Job("start", 0, 1, 0, 0),
         ],
         "negatives": [Job("ours", args.batch, SETTINGS[args.data].hard, args.steps, s) for s in seeds],
-        "examples": [Job("ours", b, 1, max(1, total // b), 0) for b in (args.batch, *args.batches)],
-        "steps": [Job("ours", b, 1, args.steps, 0) for b in (args.batch, *args.batches)],
+        "examples": [Job("ours", b, 1, max(1, total // b), s) for b in (args.batch, *args.batches) for s in seeds],
+        "steps": [Job("ours", b, 1, args.steps, s) for b in (args.batch, *args.batches) for s in seeds],
     }
     return list(dict.fromkeys(job for name in args.series for job in jobs[name]))
 

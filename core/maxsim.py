@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -43,8 +45,18 @@ def _function(q: Tensor, documents: int) -> type[torch.autograd.Function]:
 
 @functools.cache
 def _has_triton() -> bool:
-    """It comes with torch's CUDA builds for Linux, not with those for Windows."""
-    return importlib.util.find_spec("triton") is not None
+    """It comes with torch's CUDA builds for Linux, not with those for Windows. The one of torch 2.11 needs a C compiler
+    and Python's headers to start."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from triton.runtime import driver
+
+    try:
+        return driver.active is not None
+    except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError) as error:
+        said = " ".join(str(error).split())[:200]
+        print(f"note: the kernels of MaxSim cannot start ({said}); plain torch does it, slower.", file=sys.stderr)
+        return False
 
 
 def kept_bytes(query_rows: int, documents: int, document_rows: int) -> int:

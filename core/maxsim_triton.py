@@ -49,6 +49,7 @@ def _best(
         d = tl.load(docs + (doc * td + t)[:, None] * dim + k[None, :], (t[:, None] < td) & inside, 0.0)
         kept = tl.load(keep + doc * td + t, t < td, 0)
         sims = tl.dot(q, tl.trans(d), input_precision="ieee" if EXACT else "tf32")
+        sims = tl.where(sims == sims, sims, float("inf"))  # what is no number wins, or nobody would hear of it
         sims = tl.where(kept[None, :] != 0, sims, LOWEST)
         here, at = tl.max(sims, 1, return_indices=True)
         place = tl.where(here > top, at + start, place)
@@ -146,17 +147,17 @@ class FusedMaxSim(torch.autograd.Function):
         q, d, d_mask = q.contiguous(), d.contiguous(), d_mask.contiguous()
         (bq, tq, _), (bd, td, _), rows = q.shape, d.shape, q.flatten(0, 1)
         learns, exact = any(ctx.needs_input_grad), torch.backends.cuda.matmul.fp32_precision != "tf32"
-        scores = q.new_empty(bd, bq, dtype=torch.float32)
+        scores = q.new_empty(bq, bd, dtype=torch.float32)
         where = torch.empty(bd, len(rows) if learns else 0, dtype=index_type(td), device=q.device)
         with torch.cuda.device_of(q):  # Triton starts kernels on the current GPU, which need not be the tensors'
             for part in chunks(bd, budget_bytes, 4 * len(rows)):
                 best = best_rows(rows, d[part], d_mask[part], where[part], exact).view(-1, bq, tq)
-                scores[part] = best.masked_fill_(~q_mask, 0.0).sum(-1)
+                scores[:, part] = best.masked_fill_(~q_mask, 0.0).sum(-1).T
         # A document without rows keeps the lowest number as its maximum, which must not enter a score.
-        scores.masked_fill_(~d_mask.any(-1)[:, None], 0.0)
+        scores.masked_fill_(~d_mask.any(-1), 0.0)
         ctx.save_for_backward(q, q_mask, d, d_mask, where)
         ctx.budget_bytes, ctx.exact = budget_bytes, exact
-        return scores.T
+        return scores
 
     @staticmethod
     @once_differentiable

@@ -26,8 +26,8 @@ class TextStates(Protocol):
         """side: "query" or "document" -> one [n, h] tensor per text; of a document whose rows are frozen, these."""
         ...
 
-    def remembers(self, queries: int) -> bool:
-        """Whether so many queries' states stay in memory once computed."""
+    def remembers(self, queries: int, some: Sequence[str]) -> bool:
+        """Whether so many queries' states stay in memory once computed. some: texts of a few of them."""
         ...
 
 

@@ -141,6 +141,7 @@ def best(retriever, asked: list, corpus: list, visual=None, states=None, k: int 
 
     Process r of W encodes every W-th batch from the r-th on. All encode equally often, so that they may compute
     together (slices of one model) and agree to stop: in the last round a process without a batch takes the last again.
+    Slices also want batches that go through the same layers: where only some passages have images all encode all.
     """
     import torch
 
@@ -148,12 +149,14 @@ def best(retriever, asked: list, corpus: list, visual=None, states=None, k: int 
     from core.tokens import TokenBatch
     from training.sharding import is_sharded
 
-    states = None if is_sharded(retriever) else states  # a text that is not stored would be computed by one process
-    visual = visual if any(d.images for d in corpus) else None
+    sliced, shown = is_sharded(retriever), {bool(d.images) for d in corpus}
+    states = None if sliced else states  # a text that is not stored would be computed by one process
+    visual = visual if True in shown else None
+    share, rank = (1, 0) if sliced and len(shown) > 1 else (distributed.world(), distributed.rank())
     batches = [range(s, min(s + size, len(corpus))) for s in range(0, len(corpus), size)]
     places, scores = [], []
-    for first in range(0, len(batches), distributed.world()):
-        turn = first + distributed.rank()
+    for first in range(0, len(batches), share):
+        turn = first + rank
         rows = batches[min(turn, len(batches) - 1)]
         vectors = [v for _, v in encode_corpus(retriever, [corpus[i] for i in rows], size, visual, states)]
         documents = TokenBatch.pad([torch.from_numpy(v) for v in vectors]).to(asked[0].embeddings.device)
@@ -162,7 +165,7 @@ def best(retriever, asked: list, corpus: list, visual=None, states=None, k: int 
             scores.append(torch.cat([maxsim(q, documents) for q in asked]).cpu())
     own = torch.cat(scores, 1) if scores else torch.empty(sum(map(len, asked)), 0)
     values, rows = (part[:, :k] for part in own.sort(descending=True, stable=True))
-    parts = distributed.gather_objects((torch.tensor(places, dtype=torch.int64)[rows], values))
+    parts = distributed.gather_objects((torch.tensor(places, dtype=torch.int64)[rows], values))[:share]
     every = torch.cat([p for p, _ in parts], 1).sort()  # so that equal scores keep the passages' order
     ranked = torch.cat([v for _, v in parts], 1).gather(1, every.indices).sort(descending=True, stable=True)
     chosen = every.values.gather(1, ranked.indices)

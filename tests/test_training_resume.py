@@ -146,7 +146,7 @@ def run(where, out):
         if where == "rename" and target.endswith("step-0000004"): die()
         if where == "pointer" and target.endswith("latest.json") and newest: die()
         real(a, b)
-        if where == "prune" and ".step-0000002.old" in target: die()
+        if where == "prune" and ".step-0000002.gone" in target: die()
     def save_half(self, path, provenance=None):
         save(self, path, provenance)
         if where == "weights" and provenance["step"] == 4:

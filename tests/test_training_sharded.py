@@ -8,6 +8,8 @@ import torch
 import models
 from core.config import check
 from core.errors import UserError
+from core.records import Document, ImageRef, Query
+from runs.training import best
 from tests import tiny
 from tests.conftest import FULL
 from tests.test_training_distributed import DATA, mixed_data, setting, toy
@@ -17,7 +19,7 @@ from tests.two_processes import two_processes
 from training import checkpoint
 from training.config import Config
 from training.loop import fit
-from training.sharding import reshard
+from training.sharding import reshard, shard
 from training.tracker import read
 
 CASES = {"hard": {"nways": 3, "accumulation": 2}, "cached": {"nways": 2, "memory": 2, "clip": None, "grad_cache": 3}}
@@ -31,6 +33,8 @@ if FULL:
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
     tiny.text_tower(folder / "text")
+    tiny.vision_tower(folder / "vision")
+    tiny.image(folder)
     return two_processes(jobs, folder)
 
 
@@ -53,6 +57,23 @@ def jobs(rank, folder):
         towers(folder, rank, name, dict(more))
     resumed(folder)
     fit(toy(), mixed_data(), setting(folder / "mixed", 4, steps=2, parallel="fsdp"), ToyVisual())
+    torch.save(found_among_mixed(folder, sliced=True), folder / f"mixed-{rank}.pt")
+
+
+def found_among_mixed(folder, sliced=False):
+    """What a validation finds in a corpus of which every other batch has images."""
+    module, stage = models.module("mire"), {"query_maxlen": 12, "doc_maxlen": 24}
+    section = {"text_tower": str(folder / "text"), "vision": {"tower": str(folder / "vision")}, "dim": 16}
+    section |= {"num_tokens": 3, "num_heads": 2, "train": stage, "eval": stage}
+    torch.manual_seed(0)
+    model = module.build(check(module.Config, section, "model")).eval()
+    if sliced:
+        shard(model, torch.device("cpu"))
+    picture = (ImageRef("image.png", path=str(folder / "image.png")),)
+    corpus = [Document(f"{i}", "bird fish " * (i % 3 + 1), picture if i // 10 % 2 else ()) for i in range(40)]
+    with torch.inference_mode():
+        asked = [model.encode_queries(model.collate_queries([Query("a", "bird"), Query("b", "fish", images=picture)]))]
+        return best(model, asked, corpus, size=10)
 
 
 def towers(folder, rank, name, more):
@@ -143,3 +164,13 @@ def test_one_process_has_nothing_to_slice(tmp_path):
     fit(toy(), ToyDataset(**DATA), setting(tmp_path, 4, steps=1, parallel="fsdp"), ToyVisual())
     with pytest.raises(UserError, match="fsdp goes without unit_tokens, compile and lora"):
         check(Config, {"out": "x", "steps": 1, "parallel": "fsdp", "unit_tokens": 9}, "train")
+
+
+def test_a_validation_of_passages_some_of_which_have_images(pair):
+    """Shares would go through other layers on one process than on the other, which gather their weights together."""
+    places, scores = found_among_mixed(pair)
+    assert any(i // 10 % 2 for i in places[1]) and len(places[0]) == 10
+    for rank in (0, 1):
+        found, values = torch.load(pair / f"mixed-{rank}.pt")
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(scores), atol=1e-4, rtol=0)
+        assert {i % 3 for i in found[0]} == {i % 3 for i in places[0]}  # others say the same

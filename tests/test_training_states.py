@@ -163,11 +163,13 @@ def test_queries_that_do_not_fit_into_memory_are_computed_in_the_step(tmp_path, 
     """One by one, and forgotten before they come again, they would cost more than in the batch."""
     data, sides = ToyDataset(40), []
     config = check(Config, {"out": str(tmp_path), "steps": 3, "device": "cpu", "batch_size": 5}, "t")
-    for size, room in ((80 * 12 // 2, True), (40, False)):
-        monkeypatch.setattr(module, "QUERY_BYTES", 2 * size)
+    texts = [e.query.text for e in data.examples("train", 0, 0)]
+    longest = max(frozen().text_states("query", [text])[0].numel() for text in texts)
+    for missing, room in ((0, True), (1, False)):
+        monkeypatch.setattr(module, "QUERY_BYTES", 2 * 40 * longest - missing)
         retriever = frozen()
         kept = TextStates(retriever, build_states(retriever, data.corpus(), tmp_path / "states"))
-        assert kept.remembers(40) == room and not TextStates(retriever, max_items=39).remembers(40)
+        assert kept.remembers(40, texts) == room and not TextStates(retriever, max_items=39).remembers(40, texts)
         compute = retriever.text_states
         retriever.text_states = lambda side, texts, compute=compute: (sides.append(side), compute(side, texts))[1]
         fit(retriever, data, config.model_copy(update={"out": str(tmp_path / str(room))}), states=kept)

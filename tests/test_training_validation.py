@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from core import distributed
+from core.errors import UserError
 from core.files import read_json
 from runs.training import best, validation
 from tests.toy import ToyConfig, ToyDataset, ToyRetriever
@@ -74,6 +75,17 @@ def test_a_signal_in_the_first_validation_starts_nothing(tmp_path):
     assert (outcome.step, outcome.stopped, seen.batches) == (6, False, 20)
 
 
+def test_a_run_without_a_checkpoint_begins_anew_with_one_first_validation(tmp_path):
+    def broken(retriever):
+        raise UserError("of this validation")
+
+    turns = iter([lambda r: {"m": 1.0}, broken])
+    with pytest.raises(UserError, match="of this validation"):
+        run(tmp_path, lambda r: next(turns)(r), eval_first=True)
+    run(tmp_path, Watched(), eval_first=True)
+    assert [step for step, _ in facts(tmp_path)[0]] == [0, 2, 4, 6]
+
+
 def test_a_second_signal_in_the_validation_that_is_made_up_for(tmp_path):
     run(tmp_path / "parts", Watched(7))
     outcome, _ = run(tmp_path / "parts", Watched(3))
@@ -81,6 +93,27 @@ def test_a_second_signal_in_the_validation_that_is_made_up_for(tmp_path):
     run(tmp_path / "parts", Watched())
     run(tmp_path / "whole", Watched())
     assert facts(tmp_path / "parts") == facts(tmp_path / "whole")
+
+
+def test_killed_while_the_checkpoint_of_a_validation_made_up_for_is_written_anew(tmp_path, monkeypatch, capsys):
+    """Between the two renames that exchange the folders: the only checkpoint there is comes back."""
+    run(tmp_path / "parts", Watched(2))
+    rename = os.replace
+
+    def replace(a, b):
+        rename(a, b)
+        if str(b).endswith("step-0000002.old"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", replace)
+        run(tmp_path / "parts", Watched())
+    assert checkpoint.steps(tmp_path / "parts") == []
+    capsys.readouterr()
+    _, model = run(tmp_path / "parts", Watched())
+    assert "resuming after step 2 of 6" in capsys.readouterr().err
+    _, whole = run(tmp_path / "whole", Watched())
+    assert same_weights(model, whole) and facts(tmp_path / "parts") == facts(tmp_path / "whole")
 
 
 # ---- two processes

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from core import distributed
 from core.errors import UserError
-from core.files import atomic_folder, read_json, sha256, write_json
+from core.files import atomic_folder, read_json, restore_folder, sha256, write_json
 from core.protocols import Retriever
 from training import sharding
 
@@ -86,9 +86,12 @@ def _unwritten(out: str | Path, path: Path, error: Exception) -> str:
     found = steps(out)
     last = f"the last good one is '{folder(out, found[-1])}'" if found else "there is none yet"
     free = shutil.disk_usage(path.parent).free / 1e9
+    said, remedy = " ".join(str(error).split())[:300], "Make room, or lower train.keep"
+    if "DataLoader worker" in said:  # torch tells of a worker's end wherever the process just is
+        remedy = "Lower train.num_workers, or give the job more memory"
     return (
-        f"the checkpoint '{path}' could not be written ({' '.join(str(error).split())[:300]}; {free:.2f} GB are free "
-        f"there); {last}. Make room, or lower train.keep, and give the same command again."
+        f"the checkpoint '{path}' could not be written ({said}; {free:.2f} GB are free there); {last}. {remedy}, and "
+        "give the same command again."
     )
 
 
@@ -113,9 +116,15 @@ def load_latest(out: str | Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def clean(out: str | Path) -> None:
-    """Remove what an interrupted write or removal left behind (the first process, at the start of a run)."""
+    """Remove what an interrupted write or removal left behind (the first process, at the start of a run).
+
+    A checkpoint that was set aside to be written anew (a validation that is made up for) comes back first.
+    """
     if distributed.is_main():
-        for path in (Path(out) / "checkpoints").glob(".*"):  # every temporary name begins with a dot
+        checkpoints = Path(out) / "checkpoints"
+        for aside in checkpoints.glob(".step-*.old"):
+            restore_folder(checkpoints / aside.name[1:-4])
+        for path in checkpoints.glob(".*"):  # every temporary name begins with a dot
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     distributed.barrier()
 
@@ -200,7 +209,7 @@ def _prune(out: str | Path, step: int, keep: int, best: dict | None) -> None:
     for old in past[:-keep]:
         if best is None or old != best["step"]:
             path = folder(out, old)
-            gone = path.with_name(f".{path.name}.old")
+            gone = path.with_name(f".{path.name}.gone")
             shutil.rmtree(gone, ignore_errors=True)
             os.replace(path, gone)  # a removal cut short must not leave a folder that looks like a checkpoint
             shutil.rmtree(gone)

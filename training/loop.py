@@ -115,6 +115,7 @@ class Run:
                 "worker processes cannot compute text states on a GPU; set train.num_workers: 0 "
                 "(with stored states collating is cheap) or train.cache_text_states: false."
             )
+        retriever.stage = "train"
         torch.manual_seed(config.seed + distributed.rank())  # dropout differs between ranks, the order does not
         self.objective = objective or from_config(config)
         self.module = StepModule(retriever.to(self.device), self.objective.to(self.device))
@@ -136,7 +137,7 @@ class Run:
         teacher = None if config.teacher_scores is None else TeacherScores(config.teacher_scores)
         limits = config.grad_cache, config.unit_tokens
         # Sliced weights compute on all processes together, and each process meets other queries first.
-        remember = states is not None and not self.sharded and states.remembers(len(self.order.items))
+        remember = states is not None and not self.sharded and states.remembers(*self._queries())
         self.collator = Collator(self.order, retriever, visual, states, teacher, *limits, remember)
         self.total = config.steps or config.epochs * self._steps_per_epoch()
         if config.warmup_steps >= self.total:
@@ -156,6 +157,11 @@ class Run:
     def ask_to_stop(self) -> None:
         self.asked = True
 
+    def _queries(self) -> tuple[int, list[str]]:
+        """How many there are, and the texts of a few."""
+        items = self.order.items
+        return len(items), [items[i].query.text for i in range(0, len(items), 1 + len(items) // 64)]
+
     def _steps_per_epoch(self) -> int:
         steps = len(self.order) // self.config.accumulation
         if steps == 0:
@@ -170,10 +176,9 @@ class Run:
     def train(self) -> Outcome:
         self.out.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(self.out)
-        self.retriever.stage = "train"
         first = next(stream(self.collator, 0, 1))  # faults of the data show before anything long begins
         resuming.take_up(self)
-        self.tracker.resume(self.step)
+        self.tracker.resume(self.step, self.owed or self.step == 0)
         train_mode(self.module)
         self.meter.flops = Flops(self.retriever, first, self.device, self.config.precision)
         if self.owed:
@@ -182,6 +187,14 @@ class Run:
                 resuming.save(self)  # as it would be had no signal come
         elif self.step == 0 and self.config.eval_first:
             self._validate()
+        if not self.stop:  # who sent a signal meanwhile may not wait for a compiler or for DDP's look at the batch
+            self._all_steps(first)
+        self.tracker.finish()
+        early, cut = self._is_enough(), self.step < self.total
+        stopped = (cut and not early) or self.owed
+        return Outcome(self.step, self.total, stopped, self.best, self.saved, cut and early, self.bad.total)
+
+    def _all_steps(self, first: TrainBatch) -> None:
         with self._bar() as bar, self._changed_layers():
             model = self._parallel(first)
             for micro in self._steps():
@@ -192,10 +205,6 @@ class Run:
                 self._bookkeeping(numbers, seconds, bar)
                 if self.stop or self._is_enough():
                     break
-        self.tracker.finish()
-        early, cut = self._is_enough(), self.step < self.total
-        stopped = (cut and not early) or self.owed
-        return Outcome(self.step, self.total, stopped, self.best, self.saved, cut and early, self.bad.total)
 
     @contextlib.contextmanager
     def _changed_layers(self) -> Iterator[None]:
@@ -214,7 +223,7 @@ class Run:
 
     def _steps(self) -> Iterator[Ahead]:
         """The micro-batches of each step that is left, from the sampler position on, without replay."""
-        while self.step < self.total and not self.stop and not self._is_enough():
+        while self.step < self.total and not self._is_enough():
             self.order.set_epoch(self.epoch)
             per_epoch, k = self._steps_per_epoch(), self.config.accumulation
             last = min(per_epoch, self.within + self.total - self.step)

@@ -50,10 +50,10 @@ class TextStates:
         if store is not None:
             check_spec(store.path, store.spec, self.spec("document"))
 
-    def remembers(self, queries: int) -> bool:
-        """Whether memory holds the states of so many queries: all are cut or padded to one length."""
+    def remembers(self, queries: int, some: Sequence[str]) -> bool:
+        """Whether memory holds the states of so many queries; the longest of ``some`` stands for all."""
         with torch.no_grad():
-            one = self.retriever.text_states("query", [""])[0]
+            one = self.retriever.text_states("query", [max(some, key=len)])[0]
         return queries <= self.max_items and 2 * one.numel() * queries <= QUERY_BYTES
 
     def spec(self, side: str) -> dict:

@@ -35,14 +35,16 @@ class Tracker:
         if "tensorboard" in config.trackers:
             self._tensorboard = _start_tensorboard(self.out)
 
-    def resume(self, step: int) -> None:
-        """Drop the lines of steps after ``step``, and a last line that an interruption cut short.
+    def resume(self, step: int, owed: bool = False) -> None:
+        """Drop the lines of steps after ``step``, and a last line that an interruption cut short. owed: also the
+        validation of ``step``, which is done again.
 
         Steps after a checkpoint are run again when it is resumed and must not be counted twice. (wandb and
         tensorboard keep both; their step axis shows it.)
         """
         if self.active and self.path.is_file():
-            kept = [row for row in read(self.path) if row["step"] <= step]
+            last = (step, not owed)  # validations come after the other numbers of their step
+            kept = [row for row in read(self.path) if (row["step"], any(k.startswith("valid/") for k in row)) <= last]
             with atomic_file(self.path, "w") as handle:
                 handle.writelines(json.dumps(row) + "\n" for row in kept)
 

@@ -226,7 +226,7 @@ class Clock:
     def __init__(self, options: setting.Options) -> None:
         self.options, self.times = options, []
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, owed: bool = False) -> None:
         pass
 
     def log(self, step: int, **numbers: float) -> None:

@@ -74,6 +74,29 @@ def test_a_document_without_rows_scores_zero_and_gets_no_gradient():
     assert to_d[1].abs().sum() == 0 and to_d[0].abs().sum() > 0 and to_q.isfinite().all()
 
 
+def test_what_is_no_number_reaches_the_loss_unless_it_is_masked():
+    """A maximum passes over it, and the loop would not notice that a step is bad."""
+    q, d = tokens(3, 5, 16, torch.float32, 8), tokens(3, 40, 16, torch.float32, 9)
+    clean = both(FusedMaxSim, q, d)[0]
+    for t, place in ((q, (0, 2)), (d, (1, 33))):
+        t.embeddings[place] = torch.nan
+        t.mask[place] = False
+    q.mask[1], d.mask[0] = True, True
+    assert both(FusedMaxSim, q, d)[0].isfinite().all() and clean.isfinite().all()
+    d.mask[1, 33] = True
+    assert both(FusedMaxSim, q, d)[0].isfinite().tolist() == [[True, False, True]] * 3
+    assert not contrastive_of(q, d).isfinite()
+    d.mask[1, 33], q.mask[0, 2] = False, True
+    assert both(FusedMaxSim, q, d)[0].isfinite().tolist() == [[False] * 3, [True] * 3, [True] * 3]
+    assert not contrastive_of(q, d).isfinite()
+
+
+def contrastive_of(q: TokenBatch, d: TokenBatch) -> torch.Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain, "_function", lambda q, n: FusedMaxSim)
+        return contrastive(q, d)["loss"]
+
+
 def test_the_same_bits_twice():
     q, d = tokens(4, 40, 48, torch.float32, 2), tokens(5, 70, 48, torch.float32, 3)
     for a, b in zip(both(FusedMaxSim, q, d), both(FusedMaxSim, q, d)):
@@ -108,11 +131,25 @@ def test_the_loss_of_training_is_the_same_through_the_kernels(monkeypatch):
 @pytest.mark.parametrize(("shape", "fused"), [
     ((1, 1, 128), True), ((1, 1, 256), False), ((0, 1, 128), False), ((2, 0, 128), False),
 ])  # fmt: skip
-def test_cuda_takes_the_kernels_where_they_can_run(shape, fused):
+def test_cuda_takes_the_kernels_where_they_can_run(shape, fused, monkeypatch):
+    monkeypatch.setattr(plain, "_has_triton", lambda: True)
     on_cuda = SimpleNamespace(is_cuda=True, shape=shape, numel=lambda: prod(shape), element_size=lambda: 4)
     assert plain._function(on_cuda, 1) is (FusedMaxSim if fused else plain._MaxSim)
     assert plain._function(on_cuda, 0) is plain._MaxSim
     assert plain._function(torch.empty(shape), 1) is plain._MaxSim
+
+
+def test_plain_torch_is_taken_where_triton_cannot_start(monkeypatch, capsys):
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr("triton.runtime.driver", Driver())
+    assert plain._has_triton.__wrapped__() is False
+    assert "cannot start (Failed to find C compiler.); plain torch does it" in capsys.readouterr().err
+    monkeypatch.setattr("triton.runtime.driver", SimpleNamespace(active="cuda"))
+    assert plain._has_triton.__wrapped__() is True
 
 
 @pytest.mark.parametrize("capability", [80, 90])
