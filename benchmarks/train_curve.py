@@ -111,7 +111,7 @@ def load(args, job: Job):
     changes = {
         "run.out": args.home / "-".join(map(str, asdict(job).values())), "run.device": "cpu",
         "data.hard_negatives": job.nways - 1, "train.steps": job.steps or 1, "train.batch_size": job.batch or 2,
-        "train.nways": job.nways, "train.seed": job.seed, "train.lr": setting.rate * (job.batch / 32) ** 0.5,
+        "train.nways": job.nways, "train.seed": job.seed, "train.lr": setting.rate * ((job.batch or 32) / 32) ** 0.5,
         "train.warmup_steps": max(0, min(max(1, job.steps // 10), job.steps - 1)),
         "train.precision": "fp32" if job.who == "plain" else "bf16",
         "train.grad_cache": 64 if job.batch >= CACHED_FROM else "null", "train.weight_decay": 0.0,
