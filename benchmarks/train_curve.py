@@ -226,13 +226,16 @@ def plot(args, found: list[dict], path: Path) -> None:
 
     from core.files import atomic_file
 
-    total = args.batch * args.steps
+    ours = {(batch, steps) for who, batch, steps in grouped(found) if who == "ours"}
+    totals = [n for n in sorted({b * n for b, n in ours}) if len({b for b, m in ours if b * m == n}) > 1]
+    blues = ("#7fb3c8", "#1f6f8b", "#123f50")
     series = [
-        (f"ours, {total:,} examples each", "#1f6f8b", lambda who, b, n: who == "ours" and b * n == total),
-        (f"ours, {args.steps} steps each", "#7aa95c", lambda who, b, n: who == "ours" and n == args.steps),
-        ("ours with hard negatives", "#d08c2f", lambda who, b, n: "hard" in who),
-        ("plain", "#c0392b", lambda who, b, n: who == "plain"),
-    ]
+        *((f"ours, {n:,} examples each", c, lambda who, b, m, n=n: who == "ours" and b * m == n)
+          for n, c in zip(totals, blues)),
+        (f"ours, {args.steps} steps each", "#7aa95c", lambda who, b, m: who == "ours" and m == args.steps),
+        ("ours with hard negatives", "#d08c2f", lambda who, b, m: "hard" in who),
+        ("plain", "#c0392b", lambda who, b, m: who == "plain"),
+    ]  # fmt: skip
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
